@@ -1,0 +1,15 @@
+"""Settings of the test suite: the real ones, with its own home and a fast password hasher."""
+
+import os
+import tempfile
+
+os.environ.setdefault("PLUMBLINE_HOME", tempfile.mkdtemp(prefix="plumbline-test-"))
+
+from config.settings import *  # noqa: F403
+
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+}
+CELERY_BROKER_TRANSPORT_OPTIONS = {"socket_connect_timeout": 0.2}

@@ -1,0 +1,178 @@
+"""What a run is told: one frozen dataclass per kind of run.
+
+Standard library only, so that the web and worker processes can read and check a configuration without loading
+torch. A configuration travels as `run.json` in the run directory: `{"kind": "reward_model", "config": {…}}`.
+Paths in it are absolute or relative to the run directory. Each field's `help` is what a form shows beside it.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+
+class ConfigError(ValueError):
+    """A value that a run cannot work with; the message names the field."""
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A dataclass field with what a form needs to show and to check it."""
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every kind of run has."""
+
+    kind: ClassVar[str]
+
+    seed: int = option(0, "Same seed, same data, same machine: same result.", minimum=0)
+    num_processes: int = option(1, "Processes started through accelerate; one for each GPU.", minimum=1, maximum=64)
+    save_minutes: float = option(5.0, "Minutes between checkpoints.", minimum=0)
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            _check(item, getattr(self, item.name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModelConfig(RunConfig):
+    """Train one reward model on rankings: Bradley-Terry for pairs, Plackett-Luce for lists."""
+
+    kind: ClassVar[str] = "reward_model"
+
+    preferences: str = option("preferences.jsonl", "The frozen preference set.")
+    backbone: str = option("", "A Hugging Face id, a local folder, or the name of an earlier run.")
+    aspect: str = option("overall", "Which judgments to learn from.")
+    num_epochs: float = option(3.0, "Passes over the training rankings; the best on validation is kept.", minimum=0.01)
+    learning_rate: float = option(1e-4, "Peak learning rate of AdamW.", minimum=0)
+    batch_size: int = option(16, "Rankings in one optimizer step, over all processes.", minimum=1)
+    max_length: int = option(1024, "Tokens of prompt and response; a longer prompt loses its beginning.", minimum=16)
+    max_tokens: int = option(16384, "Tokens in one forward pass, padding included.", minimum=64)
+    warmup_ratio: float = option(0.05, "Share of the steps in which the learning rate rises.", minimum=0, maximum=1)
+    weight_decay: float = option(0.01, "AdamW's weight decay.", minimum=0)
+    eval_steps: int = option(0, "Optimizer steps between validations; 0 for about five an epoch.", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(RunConfig):
+    """Held-out accuracy of a reward model on a preference set."""
+
+    kind: ClassVar[str] = "evaluate"
+
+    preferences: str = option("preferences.jsonl", "The frozen preference set.")
+    reward_model: str = option("", "A folder, a Hugging Face id, or the name of an earlier run.")
+    aspect: str = option("overall", "Which judgments to compare with.")
+    split: str = option("test", "Which part of the preference set.", choices=("test", "validation", "train", "all"))
+    max_length: int = option(1024, "Tokens of prompt and response; a longer prompt loses its beginning.", minimum=16)
+    max_tokens: int = option(16384, "Tokens in one forward pass, padding included.", minimum=64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig(RunConfig):
+    """Supervised fine-tuning of a policy on examples: a file of them, or the best responses of a preference set."""
+
+    kind: ClassVar[str] = "sft"
+
+    policy: str = option(
+        "", "A Hugging Face id, a local folder, or an earlier run; new:tiny starts a small one from nothing."
+    )
+    examples: str = option("", 'A JSONL file of {"prompt": messages or text, "completion": text}.')
+    preferences: str = option("", "Without examples: a preference set whose best responses are the examples.")
+    num_epochs: float = option(1.0, "Passes over the examples.", minimum=0.01)
+    learning_rate: float = option(2e-5, "Peak learning rate.", minimum=0)
+    batch_size: int = option(16, "Examples in one optimizer step, over all processes.", minimum=1)
+    max_length: int = option(1024, "Tokens of prompt and response.", minimum=16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RejectionSamplingConfig(RunConfig):
+    """Best of n: sample n responses a prompt, score them, keep the best, fine-tune the policy on those."""
+
+    kind: ClassVar[str] = "rejection_sampling"
+
+    preferences: str = option("preferences.jsonl", "The preference set whose prompts are sampled.")
+    policy: str = option("", "A Hugging Face id, a local folder, or the name of an earlier run.")
+    reward_model: str = option("", "Selects the best response: a folder, a Hugging Face id, or an earlier run.")
+    held_out_reward_model: str = option(
+        "",
+        "Grades the outcome and never selects. Empty: one is trained here, from another seed, for the purpose.",
+    )
+    num_samples: int = option(16, "Responses sampled for each prompt (n).", minimum=1, maximum=256)
+    num_prompts: int = option(0, "Training prompts to sample; 0 for all.", minimum=0)
+    num_held_out_prompts: int = option(64, "Test prompts on which before and after are compared.", minimum=1)
+    temperature: float = option(1.0, "Sampling temperature.", minimum=0.01, maximum=10)
+    top_p: float = option(1.0, "Nucleus sampling: the share of probability to sample from.", minimum=0.01, maximum=1)
+    max_new_tokens: int = option(256, "Tokens of one response at the most.", minimum=1)
+    generation_batch_size: int = option(64, "Responses generated at a time.", minimum=1)
+    num_epochs: float = option(2.0, "Passes over the winners.", minimum=0.01)
+    learning_rate: float = option(1e-4, "Peak learning rate of the fine-tuning.", minimum=0)
+    batch_size: int = option(16, "Winners in one optimizer step, over all processes.", minimum=1)
+    max_length: int = option(1024, "Tokens of prompt and response.", minimum=16)
+
+
+CONFIGS: dict[str, type[RunConfig]] = {
+    config.kind: config for config in (RewardModelConfig, EvaluateConfig, SftConfig, RejectionSamplingConfig)
+}
+
+
+def config_from_dict(kind: str, values: dict[str, Any]) -> RunConfig:
+    """The configuration of a run of `kind`; text is read as the field's type, as from a form or a command line.
+
+    Raises:
+        ConfigError: no such kind or field, or a value that the field does not take.
+    """
+    if kind not in CONFIGS:
+        raise ConfigError(f"kind: {kind!r} is not one of {', '.join(sorted(CONFIGS))}")
+    config = CONFIGS[kind]
+    hints = typing.get_type_hints(config)
+    known = {item.name for item in fields(config)}
+    if unknown := sorted(set(values) - known):
+        raise ConfigError(f"{unknown[0]}: {kind} has no such field; it has {', '.join(sorted(known))}")
+    return config(**{name: _read(name, hints[name], value) for name, value in values.items()})
+
+
+def config_to_dict(config: RunConfig) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def _read(name: str, kind: Any, value: Any) -> Any:
+    if isinstance(kind, types.UnionType):
+        raise ConfigError(f"{name}: has no single type")
+    if kind is bool and isinstance(value, str):
+        if value.lower() not in {"true", "false"}:
+            raise ConfigError(f"{name}: {value!r} is neither true nor false")
+        return value.lower() == "true"
+    try:
+        return kind(value) if isinstance(value, str) or (kind is float and isinstance(value, int)) else value
+    except ValueError as error:
+        raise ConfigError(f"{name}: {value!r} is not a {kind.__name__}") from error
+
+
+def _check(item: dataclasses.Field[Any], value: Any) -> None:
+    kind = item.type if isinstance(item.type, type) else None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if (
+        kind is not None
+        and not (isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
+        and not (kind is float and number)
+    ):
+        raise ConfigError(f"{item.name}: {value!r} is not a {kind.__name__}")
+    minimum, maximum, choices = (item.metadata.get(key) for key in ("minimum", "maximum", "choices"))
+    if number and value != value:  # noqa: PLR0124 -- NaN is the one value that differs from itself
+        raise ConfigError(f"{item.name}: is not a number")
+    if minimum is not None and value < minimum:
+        raise ConfigError(f"{item.name}: {value} is below {minimum:g}")
+    if maximum is not None and value > maximum:
+        raise ConfigError(f"{item.name}: {value} is above {maximum:g}")
+    if choices and value not in choices:
+        raise ConfigError(f"{item.name}: {value!r} is not one of {', '.join(choices)}")

@@ -1,0 +1,192 @@
+"""The run directory: all that a run is told and all that it leaves, as files.
+
+    run.json            {"kind", "config"}, written by whoever starts the run
+    preferences.jsonl   the frozen preference set (or examples.jsonl), copied in
+    versions.json       Python and package versions
+    metrics.jsonl       one line a step: {"step", "phase", "progress", "time", …}
+    checkpoints/        step-000100/ …, each whole or absent; COMPLETE.json lists sizes and digests
+    model/              what was trained: `save_pretrained`, safetensors
+    result.json         written last; its presence means success
+    error.json          {"type", "message"}, where the run failed in words
+
+Standard library only: the worker reads these files without torch. A file that matters is written beside its
+place, flushed to disk and renamed into it, so that a kill at any point leaves the old one or the new one.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.alignment.config import RunConfig, config_from_dict, config_to_dict
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "accelerate",
+    "peft",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+)
+NUM_CHECKPOINTS_KEPT = 2
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """One run's files, under `path`."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig) -> "RunDir":
+        """Make the folder and write run.json; a folder that is already there keeps its checkpoints."""
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / "run.json", {"kind": config.kind, "config": config_to_dict(config)})
+        return cls(path)
+
+    def config(self) -> RunConfig:
+        """The configuration in run.json.
+
+        Raises:
+            ConfigError: it names an unknown kind or field, or holds a value that the field does not take.
+        """
+        told = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        return config_from_dict(told["kind"], told["config"])
+
+    def resolve(self, name: str) -> Path:
+        """A path from the configuration: absolute, or relative to the run directory."""
+        return self.path / name
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def write_versions(self) -> None:
+        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+        write_json(self.path / "versions.json", {"python": platform.python_version(), **versions})
+
+    def log(self, *, step: int, phase: str, progress: float, **values: float) -> None:
+        """Append one line to metrics.jsonl; `progress` is the share of the whole run, 0 to 1."""
+        line = {"step": step, "phase": phase, "progress": progress, "time": time.time(), **values}
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def read_metrics(self, skip: int = 0) -> Iterator[dict[str, Any]]:
+        """Whole lines of metrics.jsonl after the first `skip`; a half-written last line is left for later."""
+        if not self.metrics.exists():
+            return
+        with self.metrics.open(encoding="utf-8") as file:
+            for number, line in enumerate(file):
+                if number >= skip and line.endswith("\n"):
+                    yield json.loads(line)
+
+    def truncate_metrics(self, step: int, phase: str) -> None:
+        """After a resume: drop the lines of `phase` beyond `step`, which are about to be written again."""
+        kept = [line for line in self.read_metrics() if line["phase"] != phase or line["step"] <= step]
+        write_whole(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        write_json(self.path / "result.json", result)
+
+    def read_result(self) -> dict[str, Any] | None:
+        return _read_json(self.path / "result.json")
+
+    def write_error(self, error: BaseException) -> None:
+        write_json(self.path / "error.json", {"type": type(error).__name__, "message": str(error)})
+
+    def read_error(self) -> dict[str, Any] | None:
+        return _read_json(self.path / "error.json")
+
+    def save_checkpoint(self, step: int, write: Callable[[Path], None], state: dict[str, Any]) -> Path:
+        """Make one whole checkpoint: `write` fills a scratch folder, which is sealed and renamed into place."""
+        folder = self.path / "checkpoints" / f"step-{step:06d}"
+        scratch = folder.with_suffix(".partial")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        write(scratch)
+        write_json(scratch / "state.json", {"step": step, **state})
+        seal(scratch)
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+        _sync(folder.parent)
+        for old in self.checkpoints()[NUM_CHECKPOINTS_KEPT:]:
+            shutil.rmtree(old)
+        return folder
+
+    def checkpoints(self) -> list[Path]:
+        """Whole checkpoints, newest first; what does not match its COMPLETE.json does not count."""
+        folders = sorted((self.path / "checkpoints").glob("step-*[0-9]"), reverse=True)
+        return [folder for folder in folders if is_sealed(folder)]
+
+    def latest_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest whole checkpoint and its state, if there is one."""
+        for folder in self.checkpoints():
+            return folder, json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        return None
+
+
+def seal(folder: Path) -> None:
+    """Write COMPLETE.json, which lists every file's size and SHA-256, after flushing them to disk."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    entries = {}
+    for path in files:
+        _sync(path)
+        entries[str(path.relative_to(folder))] = {"size": path.stat().st_size, "sha256": file_digest(path)}
+    write_json(folder / "COMPLETE.json", entries)
+
+
+def is_sealed(folder: Path) -> bool:
+    entries = _read_json(folder / "COMPLETE.json")
+    if entries is None:
+        return False
+    return all(
+        (folder / name).is_file()
+        and (folder / name).stat().st_size == entry["size"]
+        and file_digest(folder / name) == entry["sha256"]
+        for name, entry in entries.items()
+    )
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    scratch = path.with_name(path.name + ".partial")
+    with scratch.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
+    _sync(path.parent)
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

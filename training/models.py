@@ -1,0 +1,168 @@
+"""Preference sets and training runs.
+
+A run's row is the truth; a Celery message only wakes a worker. See `training.services` for the one transition
+function and `training.launch` for the process behind a run.
+"""
+
+import uuid
+from pathlib import Path
+from typing import Any, Self
+
+from django.conf import settings
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.db import models
+from django.db.models import Q
+
+from annotate.models import Project
+
+
+class PreferenceSetQuerySet(models.QuerySet["PreferenceSet"]):
+    def for_user(self, user: AbstractBaseUser | AnonymousUser) -> Self:
+        return self.filter(project__in=Project.objects.for_user(user))
+
+
+class PreferenceSet(models.Model):
+    """An immutable snapshot of a project's judgments, split by prompt; the records stand in `path`."""
+
+    project = models.ForeignKey(Project, on_delete=models.PROTECT, related_name="preference_sets")
+    name = models.CharField(max_length=100)
+    seed = models.BigIntegerField(default=0)
+    fractions: Any = models.JSONField(help_text="Shares of prompts: train, validation, test.")
+    digest = models.CharField(max_length=64, editable=False)
+    counts: Any = models.JSONField(editable=False, help_text="Judgments, prompts and pairs in each split.")
+    created_at = models.DateTimeField(auto_now_add=True)
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, editable=False, on_delete=models.SET_NULL
+    )
+
+    objects = PreferenceSetQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-id",)
+        constraints = (models.UniqueConstraint(fields=("project", "name"), name="preference_set_name_once"),)
+
+    def __str__(self) -> str:
+        return f"{self.project}/{self.name}"
+
+    @property
+    def path(self) -> Path:
+        """The frozen records: content-addressed, so equal sets share one file."""
+        return Path(settings.PREFERENCE_SETS_DIR) / f"{self.digest}.jsonl"
+
+
+class TrainingRunQuerySet(models.QuerySet["TrainingRun"]):
+    def for_user(self, user: AbstractBaseUser | AnonymousUser) -> Self:
+        """Runs on projects that this user sees; runs without a project are for whoever may see runs."""
+        return self.filter(Q(project__isnull=True) | Q(project__in=Project.objects.for_user(user)))
+
+    def active(self) -> Self:
+        return self.filter(status__in=(TrainingRun.Status.QUEUED, TrainingRun.Status.RUNNING))
+
+
+class TrainingRun(models.Model):
+    """One training job. Only `training.services` changes its state, by conditional update."""
+
+    class Kind(models.TextChoices):
+        REWARD_MODEL = "reward_model", "Reward model"
+        EVALUATE = "evaluate", "Evaluation"
+        REJECTION_SAMPLING = "rejection_sampling", "Rejection sampling"
+        SFT = "sft", "Supervised fine-tuning"
+
+    class Status(models.TextChoices):
+        QUEUED = "queued"
+        RUNNING = "running"
+        SUCCEEDED = "succeeded"
+        FAILED = "failed"
+        CANCELLED = "cancelled"
+
+    kind = models.CharField(max_length=30, choices=Kind)
+    name = models.CharField(max_length=100)
+    project = models.ForeignKey(Project, null=True, blank=True, on_delete=models.PROTECT, related_name="runs")
+    preference_set = models.ForeignKey(
+        PreferenceSet, null=True, blank=True, on_delete=models.PROTECT, related_name="runs"
+    )
+    config: Any = models.JSONField(help_text="Fields of the dataclass in training.alignment.config.")
+    key = models.UUIDField(
+        default=uuid.uuid4, unique=True, help_text="Drawn by the form: a double click starts one run."
+    )
+    created_at = models.DateTimeField(auto_now_add=True)
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, editable=False, on_delete=models.SET_NULL
+    )
+
+    status = models.CharField(max_length=10, choices=Status, default=Status.QUEUED)
+    is_cancel_requested = models.BooleanField(default=False)
+    attempts = models.PositiveSmallIntegerField(default=0)
+    token = models.PositiveIntegerField(default=0, help_text="Fencing token: counts claims; only its holder may write.")
+    worker = models.CharField(max_length=200, blank=True)
+    pid = models.PositiveIntegerField(null=True, blank=True)
+    pid_started_at = models.FloatField(null=True, blank=True, help_text="With the pid it names one process for ever.")
+    started_at = models.DateTimeField(null=True, blank=True)
+    heartbeat_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+    progress = models.FloatField(default=0)
+    phase = models.CharField(max_length=100, blank=True)
+    result: Any = models.JSONField(null=True, blank=True)
+    error = models.TextField(blank=True)
+
+    objects = TrainingRunQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-id",)
+        constraints = (
+            models.CheckConstraint(
+                condition=~Q(status="running") | Q(heartbeat_at__isnull=False),
+                name="run_running_has_heartbeat",
+            ),
+            models.CheckConstraint(
+                condition=~Q(status="succeeded") | Q(result__isnull=False), name="run_succeeded_has_result"
+            ),
+        )
+        indexes = (models.Index(fields=("status", "heartbeat_at"), name="run_by_status"),)
+
+    def __str__(self) -> str:
+        return f"{self.name} (run {self.pk})"
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(settings.RUNS_DIR) / str(self.pk)
+
+    @property
+    def model_dir(self) -> Path:
+        """Where a run that trains something saves it (`save_pretrained`, safetensors)."""
+        return self.run_dir / "model"
+
+    @property
+    def is_active(self) -> bool:
+        return self.status in {self.Status.QUEUED, self.Status.RUNNING}
+
+
+class RunEvent(models.Model):
+    """The audit trail of a run's states."""
+
+    run = models.ForeignKey(TrainingRun, on_delete=models.CASCADE, related_name="events")
+    at = models.DateTimeField(auto_now_add=True)
+    status = models.CharField(max_length=10)
+    token = models.PositiveIntegerField()
+    note = models.TextField(blank=True)
+
+    class Meta:
+        ordering = ("id",)
+
+    def __str__(self) -> str:
+        return f"{self.run_id}: {self.status}"
+
+
+class Metric(models.Model):
+    """One line of a run's metrics.jsonl."""
+
+    run = models.ForeignKey(TrainingRun, on_delete=models.CASCADE, related_name="metrics")
+    line = models.PositiveIntegerField(help_text="Its number in the file.")
+    values: Any = models.JSONField()
+
+    class Meta:
+        ordering = ("line",)
+        constraints = (models.UniqueConstraint(fields=("run", "line"), name="metric_once"),)
+
+    def __str__(self) -> str:
+        return f"{self.run_id}:{self.line}"
