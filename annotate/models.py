@@ -40,7 +40,7 @@ class Project(models.Model):
     is_open = models.BooleanField(default=True, help_text="Every account may judge; otherwise members only.")
     is_demonstration = models.BooleanField(default=False, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
-    members: models.ManyToManyField[Any, Any] = models.ManyToManyField(
+    members: "models.ManyToManyField[Any, Any]" = models.ManyToManyField(
         settings.AUTH_USER_MODEL, through="Membership", related_name="projects"
     )
 
@@ -127,7 +127,7 @@ class Comparison(models.Model):
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="comparisons")
     prompt = models.ForeignKey(Prompt, on_delete=models.CASCADE, related_name="comparisons")
-    responses: models.ManyToManyField[Any, Any] = models.ManyToManyField(
+    responses: "models.ManyToManyField[Any, Any]" = models.ManyToManyField(
         Response, through="Option", related_name="comparisons"
     )
     digest = models.CharField(max_length=64, editable=False)

@@ -1,4 +1,4 @@
-"""PLUMBLINE_HOME: the one folder that holds all state of an installation, and the files in it that only its owner may read.
+"""PLUMBLINE_HOME: the one folder that holds all state of an installation, and its private files.
 
 Standard library only: the settings, the embedded Redis and the Makefile's helpers all start here.
 """
@@ -36,7 +36,7 @@ def secret_key() -> str:
 
 
 def redis_socket() -> Path:
-    """Where the embedded Redis listens: in HOME, or, where that path is too long for a socket, in HOME's runtime folder."""
+    """Where the embedded Redis listens: in HOME, or in a private folder where that path is too long for a socket."""
     socket = HOME / "redis" / "redis.sock"
     if len(os.fsencode(socket)) < 100:  # the kernel's limit is 108 bytes
         return socket

@@ -29,13 +29,8 @@ HOST = os.environ.get("HOST", "127.0.0.1")
 PORT = int(os.environ.get("PORT", "8000"))
 IS_HTTPS = os.environ.get("PLUMBLINE_HTTPS", "0") == "1"
 EXTRA_HOSTS = [name.strip() for name in os.environ.get("ALLOWED_HOSTS", "").split(",") if name.strip()]
-ALLOWED_HOSTS = [
-    "127.0.0.1",
-    "localhost",
-    "[::1]",
-    *([HOST] if HOST not in {"0.0.0.0", "::"} else []),
-    *EXTRA_HOSTS,
-]
+ANY_ADDRESS = {"0.0.0.0", "::"}  # noqa: S104 -- what to listen on, never a name to be called by
+ALLOWED_HOSTS = ["127.0.0.1", "localhost", "[::1]", *({HOST} - ANY_ADDRESS), *EXTRA_HOSTS]
 CSRF_TRUSTED_ORIGINS = [f"https://{name}" for name in EXTRA_HOSTS]
 
 INSTALLED_APPS = [
