@@ -6,6 +6,7 @@ Standard library only: the settings, the embedded Redis and the Makefile's helpe
 import os
 import secrets
 from pathlib import Path
+from urllib.parse import quote
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 HOME = Path(os.environ.get("PLUMBLINE_HOME") or BASE_DIR / "var").resolve()
@@ -45,3 +46,8 @@ def redis_socket() -> Path:
 
     digest = hashlib.sha256(os.fsencode(HOME)).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"plumbline-{os.getuid()}-{digest}" / "redis.sock"
+
+
+def redis_url() -> str:
+    """The Redis server to use, as Celery spells it: REDIS_URL, else the embedded one's socket."""
+    return os.environ.get("REDIS_URL") or f"redis+socket://{quote(str(redis_socket()))}"

@@ -16,9 +16,9 @@ import dj_database_url
 from csp.constants import NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
 
-from config.home import BASE_DIR, HOME, redis_socket, secret_key
+from config.home import BASE_DIR, HOME, redis_url, secret_key
 
-HOME.mkdir(parents=True, exist_ok=True)
+HOME.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 DEBUG = False
 SECRET_KEY = secret_key()
@@ -95,7 +95,7 @@ else:
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # Celery: JSON only, results never used, arguments are ids. See training/tasks.py.
-REDIS_URL = os.environ.get("REDIS_URL") or f"redis+socket://{redis_socket()}"
+REDIS_URL = redis_url()
 CELERY_BROKER_URL = REDIS_URL
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_SERIALIZER = "json"
@@ -182,4 +182,6 @@ PREFERENCE_SETS_DIR = HOME / "preference_sets"
 RUN_HEARTBEAT_SECONDS = 2
 RUN_STALE_SECONDS = 30
 RUN_MAX_ATTEMPTS = 3
-RUN_STOP_SECONDS = 30
+RUN_STOP_SECONDS = 30  # from SIGTERM, which asks for a checkpoint, to SIGKILL
+RUN_SILENT_SECONDS = 2 * 3600  # neither metrics nor log for so long: the trainer hangs
+RUN_TRAINER = "training.alignment"  # the module started with a run directory as its argument
