@@ -41,6 +41,26 @@ PACKAGES = (
 NUM_CHECKPOINTS_KEPT = 2
 
 
+class Interrupted(Exception):
+    """The run was asked to stop and has left a checkpoint; started again, it continues from there."""
+
+
+class StopFlag:
+    """Whether a run was asked to stop: false until `set`, which also serves as a signal handler.
+
+    A run looks at it between steps, saves a checkpoint when it is true, and raises `Interrupted`.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def __call__(self) -> bool:
+        return self._is_set
+
+    def set(self, *_: object) -> None:
+        self._is_set = True
+
+
 @dataclass(frozen=True)
 class RunDir:
     """One run's files, under `path`."""
