@@ -14,7 +14,7 @@ def a_loop(weights: torch.Tensor):
 
 
 def steps(loop, n: int) -> list[float]:
-    """Steps along random directions: depends on the weights, both optimizer moments, the schedule and the generators."""
+    """Steps along random directions, which depend on both optimizer moments, the schedule and the generators."""
     parameter, optimizer, scheduler = loop
     for _ in range(n):
         parameter.grad = torch.randn(3) + random.random() + float(np.random.random())
