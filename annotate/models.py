@@ -12,6 +12,7 @@ from django.contrib.auth.models import AbstractBaseUser, AnonymousUser, User
 from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
+from django.utils.crypto import salted_hmac
 
 from annotate.identity import messages_digest, response_digest
 
@@ -227,6 +228,16 @@ class Lease(models.Model):
     def __str__(self) -> str:
         return f"{self.comparison} for {self.annotator}"
 
+    @staticmethod
+    def key_for(comparison_id: int, annotator_id: int) -> uuid.UUID:
+        """What a judgment's key is when it comes from the page: only this server can have made it."""
+        mac = salted_hmac("annotate.Lease", f"{comparison_id} {annotator_id}", algorithm="sha256")
+        return uuid.UUID(bytes=mac.digest()[:16])
+
+    @property
+    def key(self) -> uuid.UUID:
+        return self.key_for(self.comparison_id, self.annotator_id)
+
 
 class Skip(models.Model):
     """An annotator's decision not to judge a comparison; it is not offered to them again."""
@@ -275,6 +286,7 @@ class Judgment(models.Model):
     source = models.CharField(max_length=10, choices=Source)
     key = models.UUIDField(default=uuid.uuid4, unique=True)
     import_key = models.CharField(max_length=64, null=True, blank=True)  # noqa: DJ001 -- null means not imported, and nulls differ
+    row_id = models.CharField(max_length=200, blank=True, help_text="What the imported file called it.")
     meta: Any = models.JSONField(default=dict, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -283,12 +295,14 @@ class Judgment(models.Model):
         constraints = (
             models.UniqueConstraint(fields=("comparison", "annotator", "aspect", "repeat"), name="judgment_once"),
             models.UniqueConstraint(fields=("project", "import_key"), name="judgment_imported_once"),
-            models.CheckConstraint(condition=Q(repeat=0) | Q(source="import"), name="judgment_repeat_is_imported"),
+            models.CheckConstraint(
+                condition=Q(repeat=0) | Q(import_key__isnull=False), name="judgment_repeat_is_imported"
+            ),
             models.CheckConstraint(
                 condition=Q(strength__isnull=True) | Q(strength__in=(1, 2)), name="judgment_strength"
             ),
         )
-        indexes = (models.Index(fields=("project", "annotator"), name="judgment_of_annotator"),)
+        indexes = (models.Index(fields=("project", "annotator", "id"), name="judgment_of_annotator"),)
 
     def __str__(self) -> str:
         return f"Judgment {self.pk}"

@@ -96,6 +96,7 @@ class Migration(migrations.Migration):
                 ('source', models.CharField(choices=[('browser', 'Browser'), ('import', 'Import'), ('simulation', 'Simulation')], max_length=10)),
                 ('key', models.UUIDField(default=uuid.uuid4, unique=True)),
                 ('import_key', models.CharField(blank=True, max_length=64, null=True)),
+                ('row_id', models.CharField(blank=True, help_text='What the imported file called it.', max_length=200)),
                 ('meta', models.JSONField(blank=True, default=dict)),
                 ('created_at', models.DateTimeField(auto_now_add=True)),
                 ('annotator', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='judgments', to='annotate.annotator')),
@@ -189,7 +190,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='judgment',
-            index=models.Index(fields=['project', 'annotator'], name='judgment_of_annotator'),
+            index=models.Index(fields=['project', 'annotator', 'id'], name='judgment_of_annotator'),
         ),
         migrations.AddConstraint(
             model_name='judgment',
@@ -201,7 +202,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             model_name='judgment',
-            constraint=models.CheckConstraint(condition=models.Q(('repeat', 0), ('source', 'import'), _connector='OR'), name='judgment_repeat_is_imported'),
+            constraint=models.CheckConstraint(condition=models.Q(('repeat', 0), ('import_key__isnull', False), _connector='OR'), name='judgment_repeat_is_imported'),
         ),
         migrations.AddConstraint(
             model_name='judgment',

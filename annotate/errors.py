@@ -1,0 +1,31 @@
+"""What this app refuses, in words for whoever asked. Pure, so that the file formats may raise it too."""
+
+
+class AnnotateError(Exception):
+    """Base of all errors of this app; the message may be shown."""
+
+
+class BadRow(AnnotateError):
+    """A line of a file that cannot be imported."""
+
+    def __init__(self, line: int, field: str, message: str) -> None:
+        super().__init__(f"line {line}, {field}: {message}" if field else f"line {line}: {message}")
+        self.line = line
+        self.field = field
+        self.message = message
+
+
+class BadFile(AnnotateError):
+    """A file that cannot be read or written at all."""
+
+
+class BadRanking(AnnotateError):
+    """A ranking that does not name each response of the comparison once, or a strength that does not fit it."""
+
+
+class NotLeased(AnnotateError):
+    """A judgment by somebody to whom the comparison was never shown."""
+
+
+class UnknownQuality(AnnotateError):
+    """A comparison that simulated annotators cannot judge."""

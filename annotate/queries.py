@@ -1,0 +1,131 @@
+"""Reads: the list of projects, the page of one comparison, the judgments of a project as rows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from django.contrib.auth.models import User
+from django.db.models import Count, F, IntegerField, OuterRef, Prefetch, QuerySet, Subquery
+from django.db.models.functions import Coalesce
+from django.utils import timezone
+from django.utils.crypto import salted_hmac
+
+from annotate.models import Annotator, Comparison, Judgment, Lease, Option, Project, Response
+
+ROWS_AT_ONCE = 500
+
+
+def projects_with_progress(user: User) -> QuerySet[Project]:
+    """This user's projects with num_comparisons, num_judged (by me) and num_open (that I could still judge)."""
+    annotator = Annotator.objects.filter(user=user).first()
+    here = OuterRef("pk")
+    comparisons = Comparison.objects.filter(project=here)
+    judged = Judgment.objects.filter(project=here, annotator=annotator)
+    open_to_me = comparisons.open_to(annotator) if annotator else comparisons.filter(num_taken__lt=F("num_wanted"))
+    held_by_me = Lease.objects.filter(project=here, annotator=annotator)
+    return Project.objects.for_user(user).annotate(
+        num_comparisons=_count(comparisons, "pk"),
+        num_judged=_count(judged, "comparison"),
+        num_open=_count(open_to_me, "pk")
+        + _count(held_by_me, "pk")
+        + _count(_left_behind(here, annotator), "comparison"),
+    )
+
+
+@dataclass(frozen=True)
+class ShownResponse:
+    """A response as an annotator sees it: no model name."""
+
+    id: int
+    content: str
+
+
+@dataclass(frozen=True)
+class ComparisonPage:
+    """What the page of one comparison shows, and the key that its form sends back."""
+
+    project: Project
+    comparison: Comparison
+    messages: list[dict[str, str]]
+    responses: list[ShownResponse]
+    key: UUID
+
+    @property
+    def num_responses(self) -> int:
+        return len(self.responses)
+
+    @property
+    def is_pairwise(self) -> bool:
+        return self.num_responses == 2
+
+
+def comparison_page(lease: Lease) -> ComparisonPage:
+    comparison = Comparison.objects.select_related("prompt", "project").get(pk=lease.comparison_id)
+    contents = dict(Response.objects.filter(pk__in=lease.shown_order).values_list("pk", "content"))
+    return ComparisonPage(
+        project=comparison.project,
+        comparison=comparison,
+        messages=comparison.prompt.messages,
+        responses=[ShownResponse(pk, contents[pk]) for pk in lease.shown_order],
+        key=lease.key,
+    )
+
+
+def judgment_rows(project: Project, *, up_to_id: int | None = None) -> Iterator[dict[str, Any]]:
+    """All judgments as rows of the `rankings` format, in the order they were stored, a few hundred in memory."""
+    judgments = Judgment.objects.filter(project=project)
+    if up_to_id is not None:
+        judgments = judgments.filter(pk__lte=up_to_id)
+    options = Option.objects.select_related("response").order_by("position")
+    shaped = judgments.select_related("comparison__prompt", "annotator").prefetch_related(
+        Prefetch("comparison__options", queryset=options)
+    )
+    for judgment in shaped.order_by("pk").iterator(chunk_size=ROWS_AT_ONCE):
+        yield _row(judgment)
+
+
+def _row(judgment: Judgment) -> dict[str, Any]:
+    responses = [option.response for option in judgment.comparison.options.all()]
+    index = {response.pk: position for position, response in enumerate(responses)}
+    return {
+        "id": judgment.row_id or (judgment.import_key or judgment.key.hex)[:16],
+        "prompt": judgment.comparison.prompt.messages,
+        "responses": [
+            {"role": "assistant", "content": response.content, "model": response.model} for response in responses
+        ],
+        "ranking": [sorted(index[pk] for pk in group) for group in judgment.ranking],
+        "annotator": _pseudonym(judgment.annotator, judgment.project_id),
+        "aspect": judgment.aspect,
+        "strength": judgment.strength,
+        "all_bad": judgment.is_all_bad,
+        "source": judgment.source,
+        "shown_order": [index[pk] for pk in judgment.shown_order or []],
+        "seconds": judgment.seconds,
+        "meta": judgment.meta,
+    }
+
+
+def _pseudonym(annotator: Annotator, project_id: int) -> str | None:
+    """The same person has the same one within a project and another one elsewhere; no user name leaves."""
+    if annotator.kind != Annotator.Kind.PERSON:
+        return annotator.name
+    mac = salted_hmac("annotate.pseudonym", f"{project_id} {annotator.pk}", algorithm="sha256")
+    return f"annotator-{mac.hexdigest()[:8]}"
+
+
+def _left_behind(project: OuterRef, annotator: Annotator | None) -> QuerySet[Lease]:
+    """Expired leases that fill a comparison which I could judge; `lease_next` frees their places."""
+    expired = Lease.objects.filter(
+        project=project, expires_at__lte=timezone.now(), comparison__num_taken=F("comparison__num_wanted")
+    )
+    if annotator is None:
+        return expired
+    return expired.exclude(annotator=annotator).exclude(
+        comparison__in=Judgment.objects.filter(annotator=annotator).values("comparison")
+    )
+
+
+def _count(rows: QuerySet[Any], field: str) -> Coalesce:
+    counted = rows.order_by().values("project").annotate(num=Count(field, distinct=field != "pk")).values("num")
+    return Coalesce(Subquery(counted, output_field=IntegerField()), 0)
