@@ -87,6 +87,10 @@ class RunDir:
         """A path from the configuration: absolute, or relative to the run directory."""
         return self.path / name
 
+    def locate(self, name: str) -> str:
+        """A model to load: the folder that the configuration names, where there is one, else a Hugging Face id."""
+        return str(self.resolve(name)) if name and self.resolve(name).is_dir() else name
+
     @property
     def model(self) -> Path:
         return self.path / "model"
