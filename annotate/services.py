@@ -55,7 +55,7 @@ def _lease_next(project: Project, annotator: Annotator, now: datetime) -> Lease 
         comparison=comparison,
         project=project,
         annotator=annotator,
-        shown_order=_shown_order(comparison, annotator, response_ids),
+        shown_order=shown_order(comparison, annotator, response_ids),
         leased_at=now,
         expires_at=now + timedelta(minutes=project.lease_minutes),
     )
@@ -100,7 +100,7 @@ def record_judgment(
         strength=strength,
         is_all_bad=is_all_bad,
         is_extra=not was_held and not _take_place(comparison),
-        shown_order=_shown_order(comparison, annotator, response_ids),
+        shown_order=shown_order(comparison, annotator, response_ids),
         seconds=seconds if seconds is not None and math.isfinite(seconds) and seconds >= 0 else None,
         source=source,
         key=key,
@@ -160,7 +160,7 @@ def _take_place(comparison: Comparison) -> bool:
     return free.update(num_taken=F("num_taken") + 1) == 1
 
 
-def _shown_order(comparison: Comparison, annotator: Annotator, response_ids: Iterable[int]) -> list[int]:
+def shown_order(comparison: Comparison, annotator: Annotator, response_ids: Iterable[int]) -> list[int]:
     """The order from left to right, drawn once for ever for this annotator and comparison."""
     order = sorted(response_ids)
     random.Random(f"{annotator.pk} {comparison.pk}").shuffle(order)
