@@ -2,12 +2,16 @@
 
 import os
 import socket
+import warnings
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import SecurityWarning
 from celery.signals import beat_init, celeryd_init
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
+
+warnings.filterwarnings("ignore", category=SecurityWarning)  # to root, because of pickle; here is JSON only
 
 app = Celery("plumbline")
 app.config_from_object("django.conf:settings", namespace="CELERY")

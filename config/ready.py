@@ -50,16 +50,22 @@ def redis_clients() -> list[dict[str, Any]] | None:
             return None
 
 
+def is_answering(part: str) -> bool:
+    if part == "web":
+        return is_web_answering()
+    clients = redis_clients()
+    if clients is None:
+        return False
+    return part == "redis" or f"{part}@{socket.gethostname()}" in {client["name"] for client in clients}
+
+
 def missing(parts: Iterable[str] = PARTS) -> list[str]:
     """Those of `parts` that do not answer."""
-    clients = redis_clients()
-    names = {row["name"] for row in clients or ()}
-    answers = {
-        "web": is_web_answering,
-        "redis": lambda: clients is not None,
-        **{name: lambda name=name: f"{name}@{socket.gethostname()}" in names for name in ("worker", "trainer", "beat")},
-    }
-    return [part for part in parts if not answers[part]()]
+    return [part for part in parts if not is_answering(part)]
+
+
+def say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201 -- what this module is for
 
 
 def wait() -> None:
@@ -68,7 +74,7 @@ def wait() -> None:
     while silent := missing():
         if time.monotonic() - noticed > NOTICE_SECONDS:
             noticed = time.monotonic()
-            print(f"Still waiting for {', '.join(silent)}. Redis keeps its log in {HOME / 'redis'}.", flush=True)
+            say(f"Still waiting for {', '.join(silent)}. Redis keeps its log in {HOME / 'redis'}.")
         time.sleep(0.2)
 
 
@@ -76,7 +82,7 @@ def main() -> None:
     if parts := sys.argv[1:]:
         sys.exit(f"No answer from {', '.join(silent)}." if (silent := missing(parts)) else 0)
     wait()
-    print(f"Plumbline is ready: {url()}", flush=True)
+    say(f"Plumbline is ready: {url()}")
 
 
 if __name__ == "__main__":

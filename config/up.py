@@ -1,7 +1,8 @@
 """The last step of `make up`: start the Procfile's processes in the foreground, and stop them together.
 
-honcho manages them. Each line of the Procfile starts its process again when that ends, so honcho only ever stops
-everything: at Ctrl-C, SIGTERM, or when the terminal goes away. What still runs after 5 seconds is killed.
+honcho manages them. A line of the Procfile is a loop that starts its process again whenever that ends, until the
+loop itself is told to end; so honcho only ever stops everything: at Ctrl-C, SIGTERM, or when the terminal goes away.
+What still runs after 5 seconds is killed.
 `python -m config.up --check` only says, at once, whether there is a reason not to start.
 """
 
@@ -63,6 +64,7 @@ def commands() -> dict[str, str]:
 
 
 def main() -> None:
+    os.umask(0o077)  # whatever is kept is its owner's
     if reason := reason_not_to_start():
         sys.exit(reason)
     if sys.argv[1:] == ["--check"]:

@@ -45,7 +45,9 @@ def install(*, with_demonstration: bool) -> list[Account]:
         create_user(account)
     if with_demonstration:
         annotate_services.seed_demonstration()
-        services.create_run(kind="sft", name=BASE_MODEL, values={"policy": "new:tiny", "examples": str(write_examples())})
+        services.create_run(
+            kind="sft", name=BASE_MODEL, values={"policy": "new:tiny", "examples": str(write_examples())}
+        )
     return accounts
 
 

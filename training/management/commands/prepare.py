@@ -14,9 +14,10 @@ from training.installation import InstallationError, accounts_file, install
 
 class Command(BaseCommand):
     help = __doc__
-    requires_system_checks: list[str] = []
+    requires_system_checks = ()
 
     def handle(self, *args: Any, **options: Any) -> None:
+        os.umask(0o077)  # whatever is kept is its owner's
         call_command("migrate", verbosity=0, interactive=False)
         collect_static()
         try:
@@ -44,5 +45,7 @@ def sources_digest() -> str:
     digest = hashlib.sha256()
     for path in sources:
         if path.is_file():
-            digest.update(f"{path.relative_to(settings.BASE_DIR)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+            digest.update(
+                f"{path.relative_to(settings.BASE_DIR)}\0{path.stat().st_size}\0".encode() + path.read_bytes()
+            )
     return digest.hexdigest()
