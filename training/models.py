@@ -44,6 +44,11 @@ class PreferenceSet(models.Model):
     def __str__(self) -> str:
         return f"{self.project}/{self.name}"
 
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        if not self._state.adding:
+            raise TypeError("A preference set never changes; freeze another one.")
+        super().save(*args, **kwargs)
+
     @property
     def path(self) -> Path:
         """The frozen records: content-addressed, so equal sets share one file."""

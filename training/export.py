@@ -1,0 +1,138 @@
+"""Judgments -> preferences.jsonl, the file behind a preference set.
+
+The same judgments give the same bytes, whatever their database ids, the order in which they came or the time: a
+record holds content only, responses stand in the order of their text, and lines are sorted. Prompts are assigned
+to splits by a seeded hash, so all judgments of a prompt are in one split and stay there as more are collected.
+"""
+
+import hashlib
+import heapq
+import os
+import secrets
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from annotate.identity import canonical_json, digest, messages_digest
+
+SPLITS = ("train", "validation", "test")
+LINES_IN_MEMORY = 20_000
+NOT_CONTENT = {"id", "seconds", "split"}
+
+Counts = dict[str, dict[str, int]]
+
+
+def write_preferences(
+    rows: Iterable[dict[str, Any]], folder: Path, *, seed: int, fractions: Sequence[float]
+) -> tuple[str, Counts]:
+    """Freeze judgment rows into `folder/<digest>.jsonl`; return the digest and what each split holds.
+
+    Lines are sorted through files, so memory does not grow with their number.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    counter = _Counter()
+    lines = (_line(counter.count(frozen_record(row, seed=seed, fractions=fractions))) for row in rows)
+    with ExitStack() as files:
+        chunks = [files.enter_context(chunk) for chunk in _sorted_chunks(lines, folder)]
+        return _write(heapq.merge(*chunks), folder), counter.counts()
+
+
+def frozen_record(row: dict[str, Any], *, seed: int, fractions: Sequence[float]) -> dict[str, Any]:
+    """One judgment row as it stands in a preference set: content only, in canonical order, with its split and id."""
+    order = _canonical_order(row)
+    place = {old: new for new, old in enumerate(order)}
+    record = {key: value for key, value in row.items() if key not in NOT_CONTENT}
+    record["responses"] = [row["responses"][old] for old in order]
+    record["ranking"] = [sorted(place[old] for old in group) for group in row["ranking"]]
+    if row.get("shown_order") is not None:
+        record["shown_order"] = [place[old] for old in row["shown_order"]]
+    record["split"] = split_of(messages_digest(row["prompt"]), seed=seed, fractions=fractions)
+    return {"id": digest(record)[:16], **record}
+
+
+def split_of(prompt_digest: str, *, seed: int, fractions: Sequence[float]) -> str:
+    """The split of a prompt: its seeded hash as a number from 0 to 1, and where that falls among the fractions."""
+    drawn = hashlib.sha256(f"{seed}:{prompt_digest}".encode()).digest()
+    place = int.from_bytes(drawn[:8], "big") / 2**64
+    train, validation, _ = fractions
+    if place < train:
+        return "train"
+    return "validation" if place < train + validation else "test"
+
+
+def num_pairs(ranking: Sequence[Sequence[int]]) -> int:
+    """How many strictly ordered pairs a ranking holds."""
+    sizes = [len(group) for group in ranking]
+    return (sum(sizes) ** 2 - sum(size**2 for size in sizes)) // 2
+
+
+def _canonical_order(row: dict[str, Any]) -> list[int]:
+    """Places of the responses in the order of their text; equal ones in the order in which they were ranked."""
+    rank = {place: position for position, group in enumerate(row["ranking"]) for place in group}
+    shown = {place: position for position, place in enumerate(row.get("shown_order") or ())}
+
+    def key(place: int) -> tuple[str, int, int]:
+        return canonical_json(row["responses"][place]), rank.get(place, -1), shown.get(place, place)
+
+    return sorted(range(len(row["responses"])), key=key)
+
+
+class _Counter:
+    """Counts records as they pass."""
+
+    def __init__(self) -> None:
+        self.numbers = {split: {"judgments": 0, "pairs": 0, "simulated": 0} for split in SPLITS}
+        self.prompts: dict[str, set[str]] = {split: set() for split in SPLITS}
+
+    def count(self, record: dict[str, Any]) -> dict[str, Any]:
+        numbers = self.numbers[record["split"]]
+        numbers["judgments"] += 1
+        numbers["pairs"] += num_pairs(record["ranking"])
+        numbers["simulated"] += record.get("source") == "simulation"
+        self.prompts[record["split"]].add(messages_digest(record["prompt"]))
+        return record
+
+    def counts(self) -> Counts:
+        return {split: {**self.numbers[split], "prompts": len(self.prompts[split])} for split in SPLITS}
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    # A lone surrogate, which UTF-8 cannot carry, comes out as the JSON escape that stands for it.
+    return canonical_json(record).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _sorted_chunks(lines: Iterator[bytes], folder: Path) -> Iterator[IO[bytes]]:
+    while chunk := sorted(islice(lines, LINES_IN_MEMORY)):
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 -- the caller closes it
+        file.writelines(chunk)
+        file.seek(0)
+        yield file
+
+
+def _write(lines: Iterable[bytes], folder: Path) -> str:
+    scratch = folder / f".{secrets.token_hex(8)}.partial"
+    hasher = hashlib.sha256()
+    try:
+        with scratch.open("xb") as file:
+            for line in lines:
+                hasher.update(line)
+                file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.chmod(0o444)
+        scratch.replace(folder / f"{hasher.hexdigest()}.jsonl")
+    finally:
+        scratch.unlink(missing_ok=True)
+    _sync_folder(folder)
+    return hasher.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

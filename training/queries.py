@@ -1,0 +1,262 @@
+"""Reads for the pages of runs and preference sets, and figures that join a run's files with what we know."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from itertools import islice
+from pathlib import Path
+from statistics import NormalDist, fmean, stdev
+from typing import Any
+
+from django.conf import settings
+
+from annotate.demonstration.quality import is_known, quality
+from annotate.identity import messages_digest
+from training import launch
+from training.alignment.config import CONFIGS
+from training.models import Metric, PreferenceSet, RunEvent, TrainingRun
+
+NUM_LOG_LINES = 100
+NUM_SAMPLES = 6
+NUM_METRICS = 5000
+SAMPLE_LENGTH = 4000
+Z = NormalDist().inv_cdf(0.975)
+REWARDS = {
+    "reward": "Mean reward, selecting model",
+    "held_out_reward": "Mean reward, model that did not select",
+    "oracle_quality": "Mean true quality (known in the demonstration)",
+}
+
+
+# The result in figures and words
+
+
+def oracle_quality(run: TrainingRun) -> dict[str, Any]:
+    """True quality of the policy's answers before and after; only the demonstration's texts have a known one."""
+    if run.project is None or not run.project.is_demonstration:
+        return {}
+    before, after = (_quality_by_prompt(run.run_dir / f"samples_{when}.jsonl") for when in ("before", "after"))
+    prompts = sorted(before.keys() & after.keys())
+    if not prompts:
+        return {}
+    gains = [after[prompt] - before[prompt] for prompt in prompts]
+    figures: dict[str, Any] = {
+        "oracle_quality_before": fmean(before[prompt] for prompt in prompts),
+        "oracle_quality_after": fmean(after[prompt] for prompt in prompts),
+    }
+    if len(gains) > 1:
+        margin = Z * stdev(gains) / len(gains) ** 0.5
+        figures["oracle_quality_gain_interval"] = [fmean(gains) - margin, fmean(gains) + margin]
+    return figures
+
+
+def _quality_by_prompt(path: Path) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for sample in _samples(path):
+        if is_known(sample["prompt"]):
+            quality_of_sample = quality(sample["prompt"], sample["response"])
+            found.setdefault(messages_digest(sample["prompt"]), []).append(quality_of_sample)
+    return {prompt: fmean(values) for prompt, values in found.items()}
+
+
+def _samples(path: Path) -> Iterator[dict[str, Any]]:
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A label and what it says; `run` is the run that the text names, if it does."""
+
+    label: str
+    text: str
+    help: str = ""
+    run: int | None = None
+
+
+def result_lines(result: dict[str, Any] | None) -> list[Line]:
+    """A run's result in words."""
+    left = dict(result or {})
+    left.pop("model", None)
+    lines = [_accuracy(left)] if "accuracy" in left else []
+    lines += [_before_and_after(name, left) for name in REWARDS if f"{name}_before" in left]
+    return lines + [Line(_words(name), _text(value)) for name, value in left.items()]
+
+
+def accuracy_text(result: dict[str, Any] | None) -> str:
+    """The one figure of a result that a list has room for."""
+    lines = result_lines(result)
+    return lines[0].text if lines else ""
+
+
+def _accuracy(left: dict[str, Any]) -> Line:
+    accuracy, interval = left.pop("accuracy"), left.pop("interval", None)
+    if accuracy is None:
+        return Line("Pairwise accuracy", "not measured")
+    text = f"{accuracy:.1%}"
+    if interval:
+        text += f" (95% interval {interval[0]:.1%} to {interval[1]:.1%})"
+    if {"num_pairs", "num_prompts"} <= left.keys():
+        text += f", {left.pop('num_pairs')} pairs of {left.pop('num_prompts')} prompts"
+    return Line("Pairwise accuracy", text)
+
+
+def _before_and_after(name: str, left: dict[str, Any]) -> Line:
+    before, after = left.pop(f"{name}_before"), left.pop(f"{name}_after", None)
+    interval = left.pop(f"{name}_gain_interval", None)
+    if before is None or after is None:
+        return Line(REWARDS[name], "not measured")
+    text = f"{before:.3g} before, {after:.3g} after; gain {after - before:+.3g}"
+    if interval:
+        text += f" (95% interval {interval[0]:+.3g} to {interval[1]:+.3g})"
+    return Line(REWARDS[name], text)
+
+
+def _words(name: str) -> str:
+    name = name.removeprefix("num_")
+    return name.replace("_", " ").capitalize()
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+# One run's page
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the policy answered to one held-out prompt."""
+
+    prompt: str
+    before: str
+    after: str
+    reward_before: float | None
+    reward_after: float | None
+
+
+@dataclass(frozen=True)
+class RunPage:
+    progress: "Progress"
+    config: list[Line]
+    result: list[Line]
+    samples: list[Sample]
+    log: str
+    events: list[RunEvent]
+    model_dir: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What changes while a run works."""
+
+    percent: int
+    phase: str
+    latest: list[Line]
+
+
+def run_page(run: TrainingRun) -> RunPage:
+    return RunPage(
+        progress=progress(run),
+        config=config_lines(run),
+        result=result_lines(run.result),
+        samples=samples(run),
+        log=log(run),
+        events=list(run.events.all()),
+        model_dir=str(run.model_dir) if run.model_dir.exists() else "",
+    )
+
+
+def progress(run: TrainingRun) -> Progress:
+    latest = [Line(_words(name), f"{value:.4g}") for name in ("loss", "accuracy") if (value := _latest(run, name))]
+    return Progress(percent=int(100 * run.progress), phase=run.phase, latest=latest)
+
+
+def _latest(run: TrainingRun, name: str) -> float | None:
+    metric = Metric.objects.filter(run=run, values__has_key=name).order_by("-line").first()
+    value = metric.values[name] if metric else None
+    return value if isinstance(value, int | float) else None
+
+
+def log(run: TrainingRun) -> str:
+    return "\n".join(launch.log_tail(run.run_dir, NUM_LOG_LINES))
+
+
+def config_lines(run: TrainingRun) -> list[Line]:
+    """The configuration with each field's help; a folder that a run saved is shown as that run."""
+    return [
+        _config_line(item.name, run.config[item.name], item.metadata.get("help", ""))
+        for item in fields(CONFIGS[run.kind])
+        if item.name in run.config
+    ]
+
+
+def _config_line(name: str, value: Any, help: str) -> Line:
+    try:
+        number, model = Path(str(value)).relative_to(Path(settings.RUNS_DIR).resolve()).parts
+    except ValueError:
+        return Line(_words(name), str(value), help)
+    is_run = model == "model" and number.isdecimal()
+    return Line(_words(name), f"run {number}" if is_run else str(value), help, int(number) if is_run else None)
+
+
+def samples(run: TrainingRun) -> list[Sample]:
+    """A few held-out prompts with what the policy answered before and after."""
+    before, after = (_first_by_prompt(run.run_dir / f"samples_{when}.jsonl") for when in ("before", "after"))
+    both = islice((prompt for prompt in before if prompt in after), NUM_SAMPLES)
+    return [_sample(before[prompt], after[prompt]) for prompt in both]
+
+
+def _first_by_prompt(path: Path) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for sample in islice(_samples(path), 100 * NUM_SAMPLES):
+        found.setdefault(messages_digest(sample["prompt"]), sample)
+    return found
+
+
+def _sample(before: dict[str, Any], after: dict[str, Any]) -> Sample:
+    return Sample(
+        prompt=before["prompt"][-1]["content"][:SAMPLE_LENGTH],
+        before=before["response"][:SAMPLE_LENGTH],
+        after=after["response"][:SAMPLE_LENGTH],
+        reward_before=before.get("reward"),
+        reward_after=after.get("reward"),
+    )
+
+
+def metric_series(run: TrainingRun, *, after: int, first: int | None) -> dict[str, Any]:
+    """Metrics from line `after` on, for a page that has the lines before it.
+
+    `first` names the row of line 0 that the page has seen. A resumed trainer writes lines again, as other rows: then
+    the answer begins at line 0, and the page starts its curves anew.
+    """
+    metrics = Metric.objects.filter(run=run)
+    origin = metrics.filter(line=0).values_list("pk", flat=True).first()
+    start = after if first == origin else 0
+    rows = list(metrics.filter(line__gte=start).values_list("line", "values")[:NUM_METRICS])
+    return {
+        "first": origin,
+        "start": start,
+        "rows": [values for _, values in rows],
+        "is_more": len(rows) == NUM_METRICS,
+        "is_active": run.is_active,
+    }
+
+
+# Preference sets
+
+
+def split_lines(preference_set: PreferenceSet) -> list[dict[str, Any]]:
+    """What each split holds, as rows of a table."""
+    return [{"split": split, **counts} for split, counts in preference_set.counts.items()]
+
+
+def empty_splits(preference_set: PreferenceSet) -> list[str]:
+    return [split for split, counts in preference_set.counts.items() if not counts["judgments"]]
+
+
+def num_simulated(preference_set: PreferenceSet) -> int:
+    return sum(counts["simulated"] for counts in preference_set.counts.values())
