@@ -1,0 +1,210 @@
+"""Rankings and preferences as records, and as tokens: the one place where a conversation is rendered for a tokenizer.
+
+A conversation becomes tokens by the tokenizer's own chat template, applied to prompt and response together, so that
+no token is lost or split where they meet; a tokenizer without a template gets a plain one. Text that spells a special
+token stays text: nobody ends a turn or begins another by writing so into a prompt.
+
+The papers' *completion* is a `response` here.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from training.alignment.config import ConfigError
+
+Messages = Sequence[Mapping[str, str]]
+ROLES = ("system", "user", "assistant")
+ANY = "all"
+
+
+@dataclass(frozen=True)
+class RankedResponses:
+    """One annotator's ranking of the K responses to a prompt."""
+
+    prompt: Messages
+    responses: tuple[str, ...]
+    ranking: tuple[tuple[int, ...], ...]
+    """Groups of positions in `responses`, best group first; those in one group are tied; a position may be missing."""
+    aspect: str = "overall"
+    annotator: str | None = None
+    split: str | None = None
+    id: str | None = None
+    strength: int | None = None
+    """1 slightly, 2 strongly; of a pair only."""
+    all_bad: bool = False
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """The number of each response's group, 0 for the best; -1 for a response that was not ranked."""
+        group_of = {place: number for number, group in enumerate(self.ranking) for place in group}
+        return tuple(group_of.get(place, -1) for place in range(len(self.responses)))
+
+    @property
+    def is_decided(self) -> bool:
+        """It puts at least one response above another."""
+        return len(self.ranking) > 1
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One response was put above another."""
+
+    prompt: Messages
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A conversation as token ids, of which the first `num_prompt_tokens` come before the response."""
+
+    ids: list[int]
+    num_prompt_tokens: int
+    num_dropped: int
+    """Tokens lost to the maximum length."""
+
+    @property
+    def is_truncated(self) -> bool:
+        return self.num_dropped > 0
+
+
+def read_rankings(path: Path, split: str | None = None, aspect: str | None = None) -> Iterator[RankedResponses]:
+    """Rankings of a preference set, in the order of its lines; all of them, or those of one split or one aspect.
+
+    Raises:
+        ConfigError: a line is no ranking; the message tells the line and the field.
+    """
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                ranked = _ranked(json.loads(line))
+            except (KeyError, TypeError, ValueError) as error:
+                wrong = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
+                raise ConfigError(f"preferences: line {number}: {wrong}") from error
+            if split in {None, ANY, ranked.split} and aspect in {None, ranked.aspect}:
+                yield ranked
+
+
+def pairs(ranked: RankedResponses) -> Iterator[Preference]:
+    """Each strictly ordered pair of a ranking; tied responses make none."""
+    for number, better in enumerate(ranked.ranking):
+        for worse in ranked.ranking[number + 1 :]:
+            for chosen in better:
+                for rejected in worse:
+                    yield Preference(ranked.prompt, ranked.responses[chosen], ranked.responses[rejected])
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages, response: str, max_length: int) -> Encoded:
+    """Prompt and response as the tokens a model reads, closed by the template's own end or by the EOS token.
+
+    What exceeds `max_length` is dropped from the beginning, after the BOS token: the response's end always stays.
+    Where a token spans the border of prompt and response, it counts as the response's.
+    """
+    ids = _render(tokenizer, [*messages, {"role": "assistant", "content": response}])
+    if tokenizer.eos_token_id is not None and not _is_closed(tokenizer, ids):
+        ids.append(tokenizer.eos_token_id)
+    prompt = _render(tokenizer, messages, add_generation_prompt=True)
+    num_prompt_tokens = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, prompt, strict=False)))
+    kept = _truncate(tokenizer, ids, max_length)
+    num_dropped = len(ids) - len(kept)
+    return Encoded(kept, max(num_prompt_tokens - num_dropped, _num_begin(tokenizer, kept)), num_dropped)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages, max_length: int) -> list[int]:
+    """A prompt as the tokens after which a model writes its response; a longer one loses its beginning."""
+    return _truncate(tokenizer, _render(tokenizer, messages, add_generation_prompt=True), max_length)
+
+
+def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's chat template, or a plain one: a line "Role: text" for each turn, EOS after each response."""
+    if tokenizer.chat_template:
+        return tokenizer.get_chat_template()
+    begins = tokenizer("")["input_ids"][:1]
+    begin = next((name for name in ("bos", "cls") if begins == [getattr(tokenizer, f"{name}_token_id")]), None)
+    end = next((name for name in ("eos", "sep") if getattr(tokenizer, f"{name}_token_id") is not None), None)
+    return (
+        (f"{{{{ {begin}_token }}}}" if begin else "")
+        + "{% for message in messages %}{{ '' if loop.first else '\\n\\n' }}"
+        + "{{ message['role'] | capitalize }}: {{ message['content'] }}"
+        + (f"{{{{ {end}_token if message['role'] == 'assistant' else '' }}}}" if end else "")
+        + "{% endfor %}{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"
+    )
+
+
+def _ranked(row: dict[str, Any]) -> RankedResponses:
+    ranked = RankedResponses(
+        prompt=[_message(message) for message in row["prompt"]],
+        responses=tuple(_text(response["content"], "responses") for response in row["responses"]),
+        ranking=tuple(tuple(group) for group in row["ranking"]),
+        aspect=row.get("aspect", "overall"),
+        annotator=row.get("annotator"),
+        split=row.get("split"),
+        id=row.get("id"),
+        strength=row.get("strength"),
+        all_bad=row.get("all_bad", False),
+    )
+    ranked_places = [place for group in ranked.ranking for place in group]
+    if not ranked.prompt:
+        raise ValueError("prompt: is empty")
+    if len(set(ranked_places)) < len(ranked_places) or not set(ranked_places) <= set(range(len(ranked.responses))):
+        raise ValueError(f"ranking: {row['ranking']} does not hold each of {len(ranked.responses)} responses once")
+    if not all(ranked.ranking):
+        raise ValueError("ranking: a group is empty")
+    return ranked
+
+
+def _message(message: dict[str, str]) -> dict[str, str]:
+    if message["role"] not in ROLES:  # a template may put the role's name into a special token
+        raise ValueError(f"prompt: {message['role']!r} is not one of {', '.join(ROLES)}")
+    return {"role": message["role"], "content": _text(message["content"], "prompt")}
+
+
+def _text(value: Any, field: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{field}: must be text, not {value!r}")
+    return value
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generation_prompt: bool = False) -> list[int]:
+    try:
+        ids = tokenizer.apply_chat_template(
+            [{"role": message["role"], "content": _without_surrogates(message["content"])} for message in messages],
+            chat_template=chat_template(tokenizer),
+            add_generation_prompt=add_generation_prompt,
+            sanitize_control_tokens=True,
+            return_dict=False,
+        )
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ConfigError(f"the tokenizer's chat template refuses a conversation of {roles}: {error}") from error
+    return list(ids)
+
+
+def _without_surrogates(text: str) -> str:
+    """JSON may smuggle in lone surrogates, which no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _is_closed(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:
+    """The last token that is not white space is a special one: the template has marked the turn's end."""
+    last = next((token for token in reversed(ids) if not str(tokenizer.decode([token])).isspace()), None)
+    return last in tokenizer.all_special_ids
+
+
+def _truncate(tokenizer: PreTrainedTokenizerBase, ids: list[int], max_length: int) -> list[int]:
+    if len(ids) <= max_length:
+        return ids
+    num_begin = _num_begin(tokenizer, ids)
+    return ids[:num_begin] + ids[len(ids) - max_length + num_begin :]
+
+
+def _num_begin(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int:
+    """How many tokens stand for the beginning: models lean on the BOS token, so it stays when a prompt is cut."""
+    return int(len(ids) > 0 and ids[0] in {tokenizer.bos_token_id, tokenizer.cls_token_id})
