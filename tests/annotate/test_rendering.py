@@ -1,0 +1,150 @@
+import re
+import time
+from html.parser import HTMLParser
+
+import pytest
+from django.utils.safestring import SafeString
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from annotate import rendering
+from annotate.rendering import MAX_MARKDOWN_CHARS, TAGS, has_invisible_characters, render_markdown
+from config.home import BASE_DIR
+from tests.annotate import hostile
+
+LINK = {"target": "_blank", "rel": "noopener noreferrer nofollow"}
+ALL_HOSTILE = [*hostile.HTML, *hostile.MARKDOWN]
+
+
+class Seen(HTMLParser):
+    """What a browser would make of HTML: its tags with their attributes, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def handle_comment(self, data: str) -> None:
+        raise AssertionError(f"a comment came through: {data}")
+
+    def handle_decl(self, decl: str) -> None:
+        raise AssertionError(f"a declaration came through: {decl}")
+
+
+def is_harmless(tag: str, attributes: dict[str, str | None]) -> bool:
+    if tag == "a":
+        href = attributes.pop("href", "https:") or ""
+        return attributes == LINK and href.startswith(("http:", "https:", "mailto:"))
+    if tag == "ol":
+        return attributes.pop("start", "1").isdecimal() and not attributes
+    return tag in TAGS and not attributes
+
+
+def test_render_markdown_shows_what_answers_are_made_of():
+    text = (
+        "# Soup\n\nHeat **slowly**, *then* ~~boil~~ simmer.\nStir.\n\n- water\n- salt\n\n3. Serve\n\n"
+        "> hot\n\n`salt()`\n\n```python\nsalt(1 < 2)\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n---\n\n<https://a.example>"
+    )
+
+    html = render_markdown(text)
+
+    assert html == (
+        "<h4>Soup</h4>\n<p>Heat <strong>slowly</strong>, <em>then</em> <s>boil</s> simmer.<br>\nStir.</p>\n"
+        "<ul>\n<li>water</li>\n<li>salt</li>\n</ul>\n"
+        '<ol start="3">\n<li>Serve</li>\n</ol>\n'
+        "<blockquote>\n<p>hot</p>\n</blockquote>\n"
+        "<p><code>salt()</code></p>\n"
+        "<figure><figcaption>python</figcaption><pre><code>salt(1 &lt; 2)\n</code></pre>\n</figure>\n"
+        "<table>\n<thead>\n<tr>\n<th>a</th>\n<th>b</th>\n</tr>\n</thead>\n"
+        "<tbody>\n<tr>\n<td>1</td>\n<td>2</td>\n</tr>\n</tbody>\n</table>\n"
+        "<hr>\n"
+        '<p><a href="https://a.example" target="_blank" rel="noopener noreferrer nofollow">https://a.example</a></p>\n'
+    )
+    assert isinstance(html, SafeString)
+
+
+def test_render_markdown_of_nothing():
+    assert render_markdown("") == ""
+
+
+@pytest.mark.parametrize("text", hostile.HTML)
+def test_render_markdown_shows_html_as_the_text_it_is(text):
+    seen = Seen(render_markdown(text))
+
+    assert seen.text.strip() == text
+    assert [tag for tag, _ in seen.tags] == ["p"]
+
+
+@pytest.mark.parametrize(("text", "html"), hostile.MARKDOWN.items())
+def test_render_markdown_disarms(text, html):
+    assert render_markdown(text).strip() == html
+
+
+@pytest.mark.parametrize(
+    "frame", ["{}", "# {}", "- {}", "> {}", "| a |\n|---|\n| {} |", "[{}](https://a.example)", "**{}**"]
+)
+def test_render_markdown_is_harmless_wherever_the_text_stands(frame):
+    seen = [tag for text in ALL_HOSTILE for tag in Seen(render_markdown(frame.format(text))).tags]
+
+    assert [tag for tag in seen if not is_harmless(*tag)] == []
+
+
+@given(st.lists(st.sampled_from([*ALL_HOSTILE, "\n", "\n\n", " ", "*", "`", "[", "](", "<", ">", '"', "&", "|", "#"])))
+@settings(max_examples=300, deadline=None)
+def test_render_markdown_is_harmless_in_any_mixture(parts):
+    html = render_markdown("".join(parts))
+
+    assert [tag for tag in Seen(html).tags if not is_harmless(*tag)] == []
+    assert rendering._sanitiser.clean(html) == html  # a browser that reads it again finds nothing new
+
+
+@given(st.text())
+@settings(max_examples=200, deadline=None)
+def test_render_markdown_takes_any_text(text):
+    render_markdown(text)
+
+
+@pytest.mark.parametrize("text", hostile.SLOW, ids=lambda text: repr(text[:8]))
+def test_render_markdown_is_quick(text):
+    begin = time.process_time()
+
+    render_markdown(text)
+
+    assert time.process_time() - begin < 2
+
+
+def test_render_markdown_shows_long_and_deep_texts_as_they_are():
+    long = "*x* " * (MAX_MARKDOWN_CHARS // 4 + 1)
+    deep = "> " * 40 + "x & y"
+
+    assert render_markdown(long) == f"<pre>{long}</pre>"
+    assert render_markdown(deep) == f"<pre>{'&gt; ' * 40}x &amp; y</pre>"
+
+
+@pytest.mark.parametrize("text", ["a\u200bb", "\u202egnp.exe", "\ufefftext", "x\U000e0041"])
+def test_has_invisible_characters(text):
+    assert has_invisible_characters(text)
+
+
+@pytest.mark.parametrize("text", ["plain", "\u0645\u06cc\u200c\u062e", "👩\u200d🍳", "שלום\u200f!", "a\u00a0b"])
+def test_ordinary_scripts_have_no_invisible_characters(text):
+    assert not has_invisible_characters(text)
+
+
+def test_nothing_else_marks_text_as_safe():
+    """One function decides what is safe HTML; a template that says `|safe` would be a second one."""
+    python = [path for app in ("annotate", "training", "config") for path in (BASE_DIR / app).rglob("*.py")]
+    templates = list((BASE_DIR / "templates").rglob("*.html"))
+    escapes = re.compile(r"mark_safe|SafeString\(|__html__|\|\s*safe\b|\|\s*safeseq\b|autoescape off|is_safe *= *True")
+
+    found = {path.relative_to(BASE_DIR).as_posix() for path in python + templates if escapes.search(path.read_text())}
+
+    assert found == {"annotate/rendering.py"}

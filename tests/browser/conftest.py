@@ -1,0 +1,97 @@
+"""A headless Chromium for the tests that need one: `page`, and `shoot` for screenshots.
+
+A page that logs an error, breaks the content security policy or calls another host fails its test. Screenshots go
+to the folder PLUMBLINE_SHOTS names, else to the test's own temporary folder.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+LAPTOP = {"width": 1366, "height": 768}
+Shoot = Callable[[str], Path]
+
+
+def chromium_path() -> str:
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if not path or not Path(path).exists():
+        pytest.fail(
+            "These tests need Chromium, and there is none on PATH. Install it (Debian: apt-get install chromium), "
+            "or name one in the environment variable CHROMIUM.",
+            pytrace=False,
+        )
+    return path
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = chromium_path()
+    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = (
+        "true"  # Playwright's event loop runs in this thread; our code is not in it
+    )
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield browser
+        browser.close()
+    del os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"]
+
+
+class Watch:
+    """What a page complains of while a test drives it. A test that provokes a complaint takes it out of the list."""
+
+    def __init__(self, page: Page) -> None:
+        self.complaints: list[str] = []
+        page.on("console", self._on_console)
+        page.on("pageerror", lambda error: self.complaints.append(f"script: {error}"))
+        page.on("request", self._on_request)
+
+    def _on_console(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(f"console: {message.text}")
+
+    def _on_request(self, request: Request) -> None:
+        address = urlsplit(request.url)
+        if address.scheme not in ("data", "blob") and address.hostname not in ("127.0.0.1", "localhost"):
+            self.complaints.append(f"request to {request.url}")
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A fresh profile on a laptop's screen; the test fails if the page complained of anything."""
+    context = browser.new_context(viewport=LAPTOP, locale="en-GB")
+    context.set_default_timeout(10_000)
+    page = context.new_page()
+    watch = Watch(page)
+    page.complaints = watch.complaints
+    yield page
+    context.close()
+    assert watch.complaints == []
+
+
+@pytest.fixture
+def shoot(page: Page, tmp_path: Path) -> Shoot:
+    """`shoot("name")` keeps what the page shows as name.png."""
+    folder = Path(os.environ.get("PLUMBLINE_SHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def shoot(name: str) -> Path:
+        path = folder / f"{name}.png"
+        page.screenshot(path=path, caret="initial")  # hiding the caret would need an inline style
+        return path
+
+    return shoot
