@@ -114,7 +114,7 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
 }
 CELERY_TASK_PUBLISH_RETRY = False  # the sweeper sends again what could not be sent
 CELERY_BEAT_SCHEDULE = {"sweep": {"task": "training.sweep", "schedule": 10.0, "options": {"expires": 10}}}
-CELERY_BEAT_SCHEDULE_FILENAME = str(HOME / "beat-schedule")
+CELERY_BEAT_SCHEDULER = "celery.beat:Scheduler"  # in memory: no file that a kill could spoil
 
 # Accounts
 LOGIN_URL = "login"
