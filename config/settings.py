@@ -7,6 +7,8 @@ SECRET_KEY       at least 50 characters                       (default: made at 
 HOST, PORT       where the web server listens                 (default: 127.0.0.1 and 8000)
 ALLOWED_HOSTS    further host names, separated by commas
 PLUMBLINE_HTTPS  1 behind a TLS proxy: secure cookies, HSTS   (default: 0)
+PLUMBLINE_DEMO   0: a first start without the demonstration   (default: 1; training/management/commands/prepare.py)
+WEB_CONCURRENCY  processes of the web server                  (default: 2; config/gunicorn.py)
 """
 
 import os
