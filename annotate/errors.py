@@ -19,6 +19,10 @@ class BadFile(AnnotateError):
     """A file that cannot be read or written at all."""
 
 
+class BadProject(AnnotateError):
+    """A project that cannot be made as asked."""
+
+
 class BadRanking(AnnotateError):
     """A ranking that does not name each response of the comparison once, or a strength that does not fit it."""
 

@@ -11,6 +11,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
+from annotate.formats.rows import NOT_TOLD
 from annotate.models import Annotator, Comparison, Judgment, Lease, Option, Project, Response
 
 ROWS_AT_ONCE = 500
@@ -72,9 +73,13 @@ def comparison_page(lease: Lease) -> ComparisonPage:
     )
 
 
-def judgment_rows(project: Project, *, up_to_id: int | None = None) -> Iterator[dict[str, Any]]:
+def judgment_rows(
+    project: Project, *, up_to_id: int | None = None, aspect: str | None = None
+) -> Iterator[dict[str, Any]]:
     """All judgments as rows of the `rankings` format, in the order they were stored, a few hundred in memory."""
     judgments = Judgment.objects.filter(project=project)
+    if aspect is not None:
+        judgments = judgments.filter(aspect=aspect)
     if up_to_id is not None:
         judgments = judgments.filter(pk__lte=up_to_id)
     options = Option.objects.select_related("response").order_by("position")
@@ -109,7 +114,7 @@ def _row(judgment: Judgment) -> dict[str, Any]:
 def _pseudonym(annotator: Annotator, project_id: int) -> str | None:
     """The same person has the same one within a project and another one elsewhere; no user name leaves."""
     if annotator.kind != Annotator.Kind.PERSON:
-        return annotator.name
+        return None if annotator.name.startswith(NOT_TOLD) else annotator.name
     mac = salted_hmac("annotate.pseudonym", f"{project_id} {annotator.pk}", algorithm="sha256")
     return f"annotator-{mac.hexdigest()[:8]}"
 
