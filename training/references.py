@@ -5,12 +5,13 @@ A field that names a model takes the folder of one, the name of a run that saved
 
 import os
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 
-from training.alignment.config import ConfigError
+from training.alignment.config import CONFIGS, ConfigError
 from training.models import PreferenceSet, TrainingRun, TrainingRunQuerySet
 
 User = AbstractBaseUser | AnonymousUser | None
@@ -49,8 +50,8 @@ def resolve_models(kind: str, values: dict[str, Any], user: User = None) -> dict
     Raises:
         ConfigError: a value names no model that the field takes.
     """
-    models = {name: resolve_model(kind, name, values[name], user) for name in MODEL_FIELDS if name in values}
-    return {**values, **models}
+    names = [item.name for item in fields(CONFIGS[kind]) if item.name in MODEL_FIELDS]
+    return {**values, **{name: resolve_model(kind, name, values.get(name, ""), user) for name in names}}
 
 
 def resolve_model(kind: str, field: str, value: Any, user: User = None) -> str:

@@ -337,8 +337,8 @@ class _Attempt:
 
     def see_through(self) -> None:
         """Run the trainer, unless an earlier attempt left its result and died before noting it."""
-        exit_code = 0 if self.run_dir.read_result() is not None else self._run_trainer()
         try:
+            exit_code = 0 if self.run_dir.read_result() is not None else self._run_trainer()
             self._collect()
             record_progress(run=self.run, news=self.news)
         finally:

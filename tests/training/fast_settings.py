@@ -1,0 +1,10 @@
+"""Settings for the processes of a scratch home: short waits, and the trainer named in TRAINER."""
+
+import os
+
+from tests.settings import *  # noqa: F403
+
+RUN_TRAINER = os.environ.get("TRAINER", "tests.training.little_trainer")
+RUN_HEARTBEAT_SECONDS = 0.2
+RUN_STALE_SECONDS = 2
+RUN_STOP_SECONDS = 5

@@ -1,0 +1,105 @@
+"""A trainer without torch, for tests of supervision: `python -m tests.training.little_trainer RUN_DIR`.
+
+It keeps to the same terms as `training.alignment` (metrics, result.json, error.json, exit codes, checkpoints that
+are resumed). The configuration's `aspect` names what it does, and `num_epochs` how many steps it takes.
+`test_services.py` runs the real trainer once to the same end.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from training.alignment.run_dir import RunDir
+
+INTERRUPTED = 75
+
+
+def main() -> None:
+    run_dir = RunDir(Path(sys.argv[1]))
+    config = run_dir.config()
+    sys.stdout.write(f"\x1b[31mlittle trainer\x1b[0m {config.aspect}\n")
+    sys.stdout.flush()
+    num_steps = int(config.num_epochs)
+    {
+        "overall": succeed,
+        "crash": crash,
+        "error": error,
+        "exit 3": lambda *_: sys.exit(3),
+        "interrupted": lambda *_: sys.exit(INTERRUPTED),
+        "no result": lambda *_: None,
+        "wait": wait,
+        "stubborn": stubborn,
+        "environment": environment,
+        "steps": steps,
+        "rewrite": rewrite,
+    }[config.aspect](run_dir, num_steps)
+
+
+def succeed(run_dir: RunDir, num_steps: int) -> None:
+    for step in range(1, num_steps + 1):
+        run_dir.log(step=step, phase="train", progress=step / num_steps, loss=1 / step)
+    run_dir.log(step=num_steps, phase="validation", progress=1.0, accuracy=0.75, loss=float("nan"))
+    run_dir.write_result({"accuracy": 0.75, "interval": [0.5, 1.0], "loss": float("nan")})
+
+
+def crash(run_dir: RunDir, num_steps: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def error(run_dir: RunDir, num_steps: int) -> None:
+    run_dir.write_error(ValueError("backbone: no such model"))
+    sys.exit(1)
+
+
+def wait(run_dir: RunDir, num_steps: int) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(INTERRUPTED))
+    run_dir.log(step=1, phase="train", progress=0.5, loss=2.0)
+    time.sleep(600)
+
+
+def stubborn(run_dir: RunDir, num_steps: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if os.fork() == 0:
+        (run_dir.path / "child.pid").write_text(str(os.getpid()))
+        time.sleep(600)
+    run_dir.log(step=1, phase="train", progress=0.5, loss=2.0)
+    time.sleep(600)
+
+
+def environment(run_dir: RunDir, num_steps: int) -> None:
+    run_dir.write_result({"names": sorted(os.environ), "argv": sys.argv[1:], "cwd": os.getcwd()})
+
+
+def steps(run_dir: RunDir, num_steps: int) -> None:
+    """One step each 0.1 s, with a checkpoint after each; resumes after the newest."""
+    latest = run_dir.latest_checkpoint()
+    done = latest[1]["step"] if latest else 0
+    run_dir.truncate_metrics(done, "train")
+    for step in range(done + 1, num_steps + 1):
+        time.sleep(0.1)
+        run_dir.log(step=step, phase="train", progress=step / num_steps, loss=1 / step, pid=os.getpid())
+        run_dir.save_checkpoint(step, lambda folder: None, {})
+    pids = {line["pid"] for line in run_dir.read_metrics()}
+    run_dir.write_result({"num_steps": num_steps, "num_processes": len(pids)})
+
+
+def rewrite(run_dir: RunDir, num_steps: int) -> None:
+    """What a resumed trainer does to metrics.jsonl: lines are taken back and written again."""
+    for step in range(1, 6):
+        run_dir.log(step=step, phase="train", progress=0.5, loss=1.0)
+    _until((run_dir.path / "go_on").exists)
+    run_dir.truncate_metrics(2, "train")
+    run_dir.log(step=3, phase="train", progress=0.6, loss=0.5)
+    _until((run_dir.path / "finish").exists)
+    run_dir.write_result({"loss": 0.5})
+
+
+def _until(condition) -> None:
+    while not condition():
+        time.sleep(0.02)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from annotate.identity import digest, messages_digest
+from training import export
+
+ALL_TRAIN = (1.0, 0.0, 0.0)
+
+
+def row(prompt: str = "How long do I boil an egg?", **values) -> dict:
+    fields = {
+        "id": "x1",
+        "prompt": [{"role": "user", "content": prompt}],
+        "responses": [{"role": "assistant", "content": "Two."}, {"role": "assistant", "content": "Nine minutes."}],
+        "ranking": [[1], [0]],
+        "annotator": "ann",
+        "aspect": "overall",
+        "source": "browser",
+        "shown_order": [0, 1],
+        "seconds": 3.5,
+    }
+    return fields | values
+
+
+def write(rows: list[dict], folder: Path, *, seed: int = 0, fractions=(0.6, 0.2, 0.2)) -> tuple[str, export.Counts]:
+    return export.write_preferences(iter(rows), folder, seed=seed, fractions=fractions)
+
+
+def test_frozen_record_orders_responses_by_text_and_keeps_content_only():
+    content = {
+        "prompt": [{"role": "user", "content": "How long do I boil an egg?"}],
+        "responses": [{"role": "assistant", "content": "Nine minutes."}, {"role": "assistant", "content": "Two."}],
+        "ranking": [[0], [1]],
+        "annotator": "ann",
+        "aspect": "overall",
+        "source": "browser",
+        "shown_order": [1, 0],
+        "split": "train",
+    }
+    record = export.frozen_record(row(), seed=0, fractions=ALL_TRAIN)
+    assert record == {"id": digest(content)[:16], **content}
+
+
+def test_frozen_record_is_the_same_for_responses_listed_in_another_order():
+    responses = row()["responses"]
+    swapped = row(id="another", seconds=1, responses=responses[::-1], ranking=[[0], [1]], shown_order=[1, 0])
+    assert export.frozen_record(swapped, seed=0, fractions=ALL_TRAIN) == export.frozen_record(
+        row(), seed=0, fractions=ALL_TRAIN
+    )
+
+
+def test_frozen_record_tells_equal_responses_apart_by_their_rank():
+    twice = [{"role": "assistant", "content": "Same."}] * 2
+    records = [
+        export.frozen_record(row(responses=twice, ranking=ranking, shown_order=None), seed=0, fractions=ALL_TRAIN)
+        for ranking in ([[0], [1]], [[1], [0]])
+    ]
+    assert records[0] == records[1]
+
+
+def test_write_preferences_gives_equal_bytes_for_rows_in_any_order(tmp_path, monkeypatch):
+    rows = [row(f"Question {number}?") for number in range(30)]
+    first, counts = write(rows, tmp_path / "a")
+    random.Random(1).shuffle(rows)
+    monkeypatch.setattr(export, "LINES_IN_MEMORY", 7)  # sorted through five files
+    assert write(rows, tmp_path / "b") == (first, counts)
+    assert (tmp_path / "a" / f"{first}.jsonl").read_bytes() == (tmp_path / "b" / f"{first}.jsonl").read_bytes()
+
+
+def test_write_preferences_leaves_one_sorted_file_named_by_its_digest(tmp_path):
+    name, _ = write([row("b"), row("a")], tmp_path, fractions=ALL_TRAIN)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.jsonl"]
+    lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
+    assert lines == sorted(lines)
+    assert len(lines) == 2
+
+
+def test_write_preferences_counts_each_split(tmp_path):
+    rows = [row("one"), row("one", annotator="bob", source="simulation"), row("two", ranking=[[0, 1]])]
+    assert write(rows, tmp_path, fractions=ALL_TRAIN)[1] == {
+        "train": {"judgments": 3, "pairs": 2, "simulated": 1, "prompts": 2},
+        "validation": {"judgments": 0, "pairs": 0, "simulated": 0, "prompts": 0},
+        "test": {"judgments": 0, "pairs": 0, "simulated": 0, "prompts": 0},
+    }
+
+
+def test_write_preferences_keeps_all_rows_of_a_prompt_in_one_split(tmp_path):
+    rows = [row(f"Question {number}?", annotator=name) for number in range(50) for name in ("ann", "bob")]
+    name, _ = write(rows, tmp_path)
+    splits: dict[str, set[str]] = {}
+    for line in (tmp_path / f"{name}.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        splits.setdefault(record["prompt"][0]["content"], set()).add(record["split"])
+    assert [len(found) for found in splits.values()] == [1] * 50
+    assert set.union(*splits.values()) == {"train", "validation", "test"}
+
+
+def test_write_preferences_of_other_seed_splits_otherwise(tmp_path):
+    rows = [row(f"Question {number}?") for number in range(50)]
+    assert write(rows, tmp_path, seed=1)[0] != write(rows, tmp_path, seed=2)[0]
+
+
+def test_write_preferences_carries_any_text(tmp_path):
+    hostile = "line\u2028separator \ud800 lone surrogate \x00 nul"
+    name, _ = write([row(hostile)], tmp_path)
+    (line,) = (tmp_path / f"{name}.jsonl").read_bytes().splitlines()
+    assert json.loads(line)["prompt"][0]["content"] == hostile
+
+
+@pytest.mark.parametrize("fractions", [(0.8, 0.1, 0.1), (0.5, 0.25, 0.25), (0.0, 0.0, 1.0)])
+def test_split_of_keeps_the_fractions(fractions):
+    splits = [
+        export.split_of(messages_digest([{"role": "user", "content": str(number)}]), seed=3, fractions=fractions)
+        for number in range(4000)
+    ]
+    shares = [splits.count(split) / 4000 for split in export.SPLITS]
+    assert shares == pytest.approx(fractions, abs=0.025)  # three standard deviations
+
+
+@pytest.mark.parametrize(("ranking", "pairs"), [([[0], [1]], 1), ([[0, 1]], 0), ([[2], [0, 1], [3]], 5)])
+def test_num_pairs_counts_strict_order(ranking, pairs):
+    assert export.num_pairs(ranking) == pairs
