@@ -1,20 +1,43 @@
-"""An annotator's answer as it comes from the page.
+"""An annotator's answer as it comes from the page, and a project as staff edit it.
 
-The page names responses only by where they were shown (A, B, … from left to right), so nothing in it tells where
-a response stood in the source. `ranking` gives shown positions, best first, ties as groups; the view turns them
-into response ids by the lease's shown order.
+The comparison page names responses only by where they were shown (A, B, … from left to right), so nothing in it
+tells where a response stood in the source. `ranking` gives shown positions, best first, ties as groups; the view
+turns them into response ids by the lease's shown order.
 """
 
 from itertools import groupby
 from typing import Any, ClassVar, NamedTuple
 
 from django import forms
+from django.contrib.admin.widgets import FilteredSelectMultiple
+from django.contrib.auth.models import User
 
-from annotate.models import MAX_RESPONSES, Judgment
+from annotate.models import MAX_RESPONSES, Judgment, Project
 
 MAX_SECONDS = 3600  # longer means that the annotator went away
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWX"[:MAX_RESPONSES]
 BOTH_BAD = "both-bad"
+
+
+class ProjectForm(forms.ModelForm):
+    """A project in the admin. Its members stand here, because the admin edits no relation with a model of its own."""
+
+    accounts = forms.ModelMultipleChoiceField(
+        User.objects.order_by("username"),
+        label="Members",
+        required=False,
+        widget=FilteredSelectMultiple("accounts", is_stacked=False),
+        help_text="Who may judge while the project is not open to every account.",
+    )
+
+    class Meta:
+        model = Project
+        fields = ("name", "description", "guidelines", "overlap", "lease_minutes", "is_open")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.instance.pk:
+            self.initial["accounts"] = self.instance.members.all()
 
 
 class SecondsField(forms.FloatField):

@@ -11,6 +11,7 @@ from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser, User
 from django.db import models
 from django.db.models import F, Q
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
@@ -18,6 +19,12 @@ from annotate.identity import messages_digest, response_digest
 
 MIN_RESPONSES, MAX_RESPONSES = 2, 24
 OVERALL = "overall"
+
+
+def _count(model: type[models.Model]) -> Coalesce:
+    """How many rows of `model` the project in the outer query has."""
+    rows = model._default_manager.filter(project=models.OuterRef("pk")).order_by().values("project")
+    return Coalesce(models.Subquery(rows.annotate(num=models.Count("pk")).values("num")), 0)
 
 
 class ProjectQuerySet(models.QuerySet["Project"]):
@@ -28,6 +35,10 @@ class ProjectQuerySet(models.QuerySet["Project"]):
         if user.is_staff and user.has_perm("annotate.view_project"):
             return self
         return self.filter(Q(is_open=True) | Q(pk__in=Membership.objects.filter(user=user).values("project")))
+
+    def with_counts(self) -> Self:
+        """With num_comparisons and num_judgments of each project."""
+        return self.annotate(num_comparisons=_count(Comparison), num_judgments=_count(Judgment))
 
 
 class Project(models.Model):
