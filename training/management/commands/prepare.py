@@ -1,6 +1,7 @@
 """Bring an installation up to date: database, static files and, at first start, accounts and the demonstration."""
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ class Command(BaseCommand):
         os.umask(0o077)  # whatever is kept is its owner's
         call_command("migrate", verbosity=0, interactive=False)
         collect_static()
+        logging.disable(logging.WARNING)  # no broker yet: the sweeper will start the run that is queued here
         try:
             accounts = install(with_demonstration=os.environ.get("PLUMBLINE_DEMO", "1") != "0")
         except InstallationError as error:
             raise CommandError(str(error)) from error
+        finally:
+            logging.disable(logging.NOTSET)
         if accounts:
             self.stdout.write(f"First start. These accounts were made; {accounts_file()} keeps them:")
             self.stdout.writelines(f"  {account}\n" for account in accounts)
