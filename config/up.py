@@ -49,7 +49,10 @@ def reason_not_to_start() -> str | None:
         return f"Plumbline is already running on {HOME} (its Redis answers). Stop that one first."
     host, port = os.environ.get("HOST", "127.0.0.1"), os.environ.get("PORT", "8000")
     try:
-        with socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind((host, int(port)))
+            server.listen()
             return None
     except (OSError, ValueError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
