@@ -19,6 +19,8 @@ from training.models import Metric, PreferenceSet, RunEvent, TrainingRun
 NUM_LOG_LINES = 100
 NUM_SAMPLES = 6
 NUM_METRICS = 5000
+NUM_TABLE_ROWS = 30
+CURVES = ("loss", "accuracy", "reward")
 SAMPLE_LENGTH = 4000
 Z = NormalDist().inv_cdf(0.975)
 REWARDS = {
@@ -81,13 +83,17 @@ def result_lines(result: dict[str, Any] | None) -> list[Line]:
     left.pop("model", None)
     lines = [_accuracy(left)] if "accuracy" in left else []
     lines += [_before_and_after(name, left) for name in REWARDS if f"{name}_before" in left]
-    return lines + [Line(_words(name), _text(value)) for name, value in left.items()]
+    return lines + [Line(words(name), _text(value)) for name, value in left.items()]
 
 
-def accuracy_text(result: dict[str, Any] | None) -> str:
-    """The one figure of a result that a list has room for."""
-    lines = result_lines(result)
-    return lines[0].text if lines else ""
+def headline(result: dict[str, Any] | None) -> str:
+    """The one figure of a result for which a list has room."""
+    figures = result or {}
+    if figures.get("accuracy") is not None:
+        return f"accuracy {figures['accuracy']:.1%}"
+    if figures.get("reward_before") is not None and figures.get("reward_after") is not None:
+        return f"reward {figures['reward_before']:.3g} → {figures['reward_after']:.3g}"
+    return f"loss {figures['loss']:.3g}" if figures.get("loss") is not None else ""
 
 
 def _accuracy(left: dict[str, Any]) -> Line:
@@ -113,7 +119,7 @@ def _before_and_after(name: str, left: dict[str, Any]) -> Line:
     return Line(REWARDS[name], text)
 
 
-def _words(name: str) -> str:
+def words(name: str) -> str:
     name = name.removeprefix("num_")
     return name.replace("_", " ").capitalize()
 
@@ -144,6 +150,7 @@ class RunPage:
     config: list[Line]
     result: list[Line]
     samples: list[Sample]
+    metrics: list[dict[str, Any]]
     log: str
     events: list[RunEvent]
     model_dir: str
@@ -164,6 +171,7 @@ def run_page(run: TrainingRun) -> RunPage:
         config=config_lines(run),
         result=result_lines(run.result),
         samples=samples(run),
+        metrics=newest_metrics(run),
         log=log(run),
         events=list(run.events.all()),
         model_dir=str(run.model_dir) if run.model_dir.exists() else "",
@@ -171,7 +179,7 @@ def run_page(run: TrainingRun) -> RunPage:
 
 
 def progress(run: TrainingRun) -> Progress:
-    latest = [Line(_words(name), f"{value:.4g}") for name in ("loss", "accuracy") if (value := _latest(run, name))]
+    latest = [Line(words(name), f"{value:.4g}") for name in ("loss", "accuracy") if (value := _latest(run, name))]
     return Progress(percent=int(100 * run.progress), phase=run.phase, latest=latest)
 
 
@@ -179,6 +187,20 @@ def _latest(run: TrainingRun, name: str) -> float | None:
     metric = Metric.objects.filter(run=run, values__has_key=name).order_by("-line").first()
     value = metric.values[name] if metric else None
     return value if isinstance(value, int | float) else None
+
+
+def newest_metrics(run: TrainingRun) -> list[dict[str, Any]]:
+    """What the curves show, as a table: the newest lines that hold a figure, newest first."""
+    newest = Metric.objects.filter(run=run).order_by("-line").values_list("values", flat=True)[:NUM_TABLE_ROWS]
+    return [{"phase": values.get("phase"), "step": values.get("step"), **_curves(values)} for values in newest]
+
+
+def _curves(values: dict[str, Any]) -> dict[str, str]:
+    return {name: _figure(values.get(name)) for name in CURVES}
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else ""
 
 
 def log(run: TrainingRun) -> str:
@@ -198,9 +220,9 @@ def _config_line(name: str, value: Any, help: str) -> Line:
     try:
         number, model = Path(str(value)).relative_to(Path(settings.RUNS_DIR).resolve()).parts
     except ValueError:
-        return Line(_words(name), str(value), help)
+        return Line(words(name), str(value), help)
     is_run = model == "model" and number.isdecimal()
-    return Line(_words(name), f"run {number}" if is_run else str(value), help, int(number) if is_run else None)
+    return Line(words(name), f"run {number}" if is_run else str(value), help, int(number) if is_run else None)
 
 
 def samples(run: TrainingRun) -> list[Sample]:

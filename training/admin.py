@@ -1,0 +1,220 @@
+"""Freeze, train, watch. Everything is shown read-only; buttons are views of their own that call services."""
+
+from http import HTTPMethod
+from typing import Any
+
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import redirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path
+from django.utils.decorators import method_decorator
+from django.utils.html import format_html
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
+
+from annotate.admin import ProjectFilter
+from training import queries, services
+from training.alignment.config import CONFIGS
+from training.forms import FreezeForm, RunForm
+from training.models import PreferenceSet, TrainingRun
+
+Context = dict[str, Any] | None
+Kind = TrainingRun.Kind
+BUTTONS = {
+    Kind.REWARD_MODEL: "Train reward model",
+    Kind.REJECTION_SAMPLING: "Rejection sampling",
+    Kind.EVALUATE: "Evaluate",
+    Kind.SFT: "Supervised fine-tuning",
+}
+get_or_post = require_http_methods([HTTPMethod.GET, HTTPMethod.HEAD, HTTPMethod.POST])
+
+
+class PageAdmin(admin.ModelAdmin):
+    """A list, and pages of our own in place of Django's forms. Nothing is deleted: runs and sets name each other."""
+
+    actions = None
+    show_full_result_count = False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return self.model._default_manager.for_user(request.user)
+
+    def get(self, request: HttpRequest, pk: Any) -> Any:
+        """What this user may see under that number, else 404."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        visible = self.get_queryset(request).select_related("project", "created_by")
+        found = visible.filter(pk=pk).first() if _is_id(pk) else None
+        if found is None:
+            raise Http404
+        return found
+
+    def page(self, request: HttpRequest, template: str, **context: Any) -> TemplateResponse:
+        shared = {**self.admin_site.each_context(request), "opts": self.opts}
+        return TemplateResponse(request, f"admin/training/{self.opts.model_name}/{template}", {**shared, **context})
+
+    def may_start(self, request: HttpRequest) -> bool:
+        return bool(request.user.has_perm("training.add_trainingrun"))
+
+
+def _is_id(pk: Any) -> bool:
+    return isinstance(pk, int) or (pk.isdecimal() and len(pk) < 19)
+
+
+@admin.register(PreferenceSet)
+class PreferenceSetAdmin(PageAdmin):
+    list_display = ("name", "project", "judgments", "simulated", "short_digest", "created_at", "created_by")
+    list_filter = (("project", ProjectFilter),)
+    list_select_related = ("project", "created_by")
+    search_fields = ("name", "digest")
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    @admin.display(description="judgments (train, validation, test)")
+    def judgments(self, preference_set: PreferenceSet) -> str:
+        return ", ".join(str(counts["judgments"]) for counts in preference_set.counts.values())
+
+    @admin.display(description="simulated")
+    def simulated(self, preference_set: PreferenceSet) -> str:
+        return str(queries.num_simulated(preference_set) or "")
+
+    @admin.display(description="digest", ordering="digest")
+    def short_digest(self, preference_set: PreferenceSet) -> str:
+        return preference_set.digest[:12]
+
+    @method_decorator(get_or_post)
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Context = None) -> HttpResponse:
+        """Freeze a project."""
+        if not self.has_add_permission(request):
+            raise PermissionDenied
+        initial = {"project": request.GET.get("project")}
+        form = FreezeForm(request.POST or None, user=request.user, initial=initial)
+        if form.is_valid() and (frozen := form.freeze()):
+            messages.success(request, f"Preference set {frozen} is frozen.")
+            if empty := queries.empty_splits(frozen):
+                messages.warning(request, f"No prompt fell into {' and '.join(empty)}.")
+            return redirect("admin:training_preferenceset_change", frozen.pk)
+        return self.page(request, "freeze.html", form=form, title="Freeze a preference set")
+
+    @method_decorator(require_safe)
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Context = None
+    ) -> HttpResponse:
+        preference_set = self.get(request, object_id)
+        return self.page(
+            request,
+            "preference_set.html",
+            preference_set=preference_set,
+            splits=queries.split_lines(preference_set),
+            num_simulated=queries.num_simulated(preference_set),
+            runs=TrainingRun.objects.for_user(request.user).filter(preference_set=preference_set),
+            buttons=BUTTONS if self.may_start(request) else {},
+            title=str(preference_set),
+        )
+
+
+@admin.register(TrainingRun)
+class TrainingRunAdmin(PageAdmin):
+    list_display = ("name", "kind", "status_pill", "percent", "outcome", "preference_set", "created_at", "created_by")
+    list_filter = ("status", "kind", ("project", ProjectFilter))
+    list_select_related = ("preference_set__project", "created_by")
+    search_fields = ("name",)
+
+    class Media:
+        css = {"all": ("training/admin.css",)}  # noqa: RUF012 -- Django's way
+
+    @admin.display(description="status", ordering="status")
+    def status_pill(self, run: TrainingRun) -> str:
+        return format_html('<span class="pill pill-{}">{}</span>', run.status, run.get_status_display())
+
+    @admin.display(description="progress", ordering="progress")
+    def percent(self, run: TrainingRun) -> str:
+        return f"{run.progress:.0%}"
+
+    @admin.display(description="result")
+    def outcome(self, run: TrainingRun) -> str:
+        return queries.headline(run.result)
+
+    def get_urls(self) -> list[URLPattern]:
+        wrap = self.admin_site.admin_view
+        return [
+            path("start/<str:kind>/", wrap(self.start_view), name="training_trainingrun_start"),
+            path("<int:pk>/progress/", wrap(self.progress_view), name="training_trainingrun_progress"),
+            path("<int:pk>/log/", wrap(self.log_view), name="training_trainingrun_log"),
+            path("<int:pk>/metrics/", wrap(self.metrics_view), name="training_trainingrun_metrics"),
+            path("<int:pk>/cancel/", wrap(self.cancel_view), name="training_trainingrun_cancel"),
+            *super().get_urls(),
+        ]
+
+    def changelist_view(self, request: HttpRequest, extra_context: Context = None) -> HttpResponse:
+        buttons = BUTTONS if self.has_add_permission(request) else {}
+        return super().changelist_view(request, {**(extra_context or {}), "buttons": buttons})
+
+    @method_decorator(require_safe)
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Context = None) -> HttpResponse:
+        """Choose what to start."""
+        if not self.has_add_permission(request):
+            raise PermissionDenied
+        choices = [{"kind": kind, "label": label, "about": CONFIGS[kind].__doc__} for kind, label in BUTTONS.items()]
+        return self.page(request, "choose.html", choices=choices, title="Start a run")
+
+    @method_decorator(get_or_post)
+    def start_view(self, request: HttpRequest, kind: str) -> HttpResponse:
+        if not self.has_add_permission(request):
+            raise PermissionDenied
+        if kind not in BUTTONS:
+            raise Http404
+        initial = {"preference_set": asked} if (asked := request.GET.get("preference_set", "")).isdecimal() else {}
+        form = RunForm(request.POST or None, kind=kind, user=request.user, initial=initial)
+        if form.is_valid() and (run := form.start()):
+            return redirect("admin:training_trainingrun_change", run.pk)
+        label = BUTTONS[Kind(kind)]
+        return self.page(request, "start.html", form=form, title=label, about=CONFIGS[kind].__doc__)
+
+    @method_decorator(require_safe)
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Context = None
+    ) -> HttpResponse:
+        run = self.get(request, object_id)
+        may_cancel = run.is_active and self.has_change_permission(request)
+        page = queries.run_page(run)
+        return self.page(request, "run.html", run=run, page=page, may_cancel=may_cancel, title=run.name)
+
+    @method_decorator(require_safe)
+    def progress_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """The part that the page asks for again and again; when the run has ended, the page loads anew."""
+        run = self.get(request, pk)
+        context = {"run": run, "progress": queries.progress(run)}
+        response = TemplateResponse(request, "admin/training/trainingrun/_run_progress.html", context)
+        if not run.is_active and request.htmx:  # type: ignore[attr-defined]
+            response["HX-Refresh"] = "true"
+        return response
+
+    @method_decorator(require_safe)
+    def log_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        run = self.get(request, pk)
+        context = {"run": run, "log": queries.log(run)}
+        return TemplateResponse(request, "admin/training/trainingrun/_run_log.html", context)
+
+    @method_decorator(require_safe)
+    def metrics_view(self, request: HttpRequest, pk: int) -> JsonResponse:
+        run = self.get(request, pk)
+        after, first = (request.GET.get(name, "") for name in ("after", "first"))
+        series = queries.metric_series(
+            run, after=int(after) if _is_id(after) else 0, first=int(first) if _is_id(first) else None
+        )
+        return JsonResponse(series)
+
+    @method_decorator(require_POST)
+    def cancel_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        run = self.get(request, pk)
+        if not self.has_change_permission(request):
+            raise PermissionDenied
+        services.cancel_run(run=run, user=request.user)
+        messages.info(request, f"Run {run.name} is being cancelled." if run.is_active else f"Run {run.name} has ended.")
+        return redirect("admin:training_trainingrun_change", pk)

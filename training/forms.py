@@ -1,0 +1,138 @@
+"""The forms that freeze and start. A run's form is made from its configuration's dataclass, field by field."""
+
+import dataclasses
+import uuid
+from typing import Any
+
+from django import forms
+
+from annotate.models import Project
+from training import queries, references, services
+from training.alignment.config import CONFIGS, ConfigError
+from training.models import PreferenceSet, TrainingRun
+
+BASIC_FIELDS = {
+    "reward_model": ("backbone", "num_epochs"),
+    "evaluate": ("reward_model", "split"),
+    "rejection_sampling": ("policy", "reward_model", "held_out_reward_model", "num_samples"),
+    "sft": ("policy", "num_epochs"),
+}
+FILE_FIELDS = {"preferences", "examples"}  # a form names preference sets, never files on the server
+SHORT_NAMES = {
+    "reward_model": "reward-model",
+    "evaluate": "evaluation",
+    "rejection_sampling": "best-of-n",
+    "sft": "sft",
+}
+
+
+class FreezeForm(forms.Form):
+    project = forms.ModelChoiceField(Project.objects.none())
+    name = forms.CharField(max_length=100, help_text="Unique in its project, without a slash.")
+    train = forms.FloatField(min_value=0, max_value=1, initial=0.8)
+    validation = forms.FloatField(min_value=0, max_value=1, initial=0.1)
+    test = forms.FloatField(min_value=0, max_value=1, initial=0.1)
+    seed = forms.IntegerField(initial=0, help_text="Draws which prompts go into which part.")
+
+    def __init__(self, *args: Any, user: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.user = user
+        self.fields["project"].queryset = Project.objects.for_user(user)  # type: ignore[attr-defined]
+
+    def freeze(self) -> PreferenceSet | None:
+        """The new preference set; nothing, and an error on the form, if there can be none."""
+        cleaned = self.cleaned_data
+        try:
+            return services.freeze(
+                project=cleaned["project"],
+                name=cleaned["name"],
+                seed=cleaned["seed"],
+                fractions=[cleaned[split] for split in ("train", "validation", "test")],
+                user=self.user,
+            )
+        except services.CannotFreeze as error:
+            self.add_error(None, str(error))
+            return None
+
+
+class RunForm(forms.Form):
+    """Starts a run of one kind. `key` makes a second press of the button find the first one's run."""
+
+    key = forms.UUIDField(widget=forms.HiddenInput)
+    name = forms.CharField(max_length=100, help_text="Later runs may name this one's model by it.")
+    preference_set = forms.ModelChoiceField(PreferenceSet.objects.none(), help_text="Frozen judgments to work with.")
+
+    def __init__(self, *args: Any, kind: str, user: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.kind, self.user = kind, user
+        sets = PreferenceSet.objects.for_user(user).select_related("project")
+        self.fields["preference_set"].queryset = sets  # type: ignore[attr-defined]
+        self.config_names = [item.name for item in dataclasses.fields(CONFIGS[kind]) if item.name not in FILE_FIELDS]
+        for item in dataclasses.fields(CONFIGS[kind]):
+            if item.name in self.config_names:
+                self.fields[item.name] = _field(item, user)
+        self.initial = {"key": uuid.uuid4(), "name": _next_name(kind), "preference_set": sets.first(), **self.initial}
+
+    @property
+    def basic(self) -> list[forms.BoundField]:
+        return [self[name] for name in ("name", "preference_set", *BASIC_FIELDS[self.kind])]
+
+    @property
+    def advanced(self) -> list[forms.BoundField]:
+        return [self[name] for name in self.config_names if name not in BASIC_FIELDS[self.kind]]
+
+    @property
+    def has_advanced_errors(self) -> bool:
+        return any(field.errors for field in self.advanced)
+
+    def start(self) -> TrainingRun | None:
+        """The queued run; nothing, and an error on the form, if it cannot work."""
+        values = {name: self.cleaned_data[name] for name in self.config_names}
+        try:
+            return services.create_run(
+                kind=self.kind,
+                name=self.cleaned_data["name"],
+                values=values,
+                preference_set=self.cleaned_data["preference_set"],
+                user=self.user,
+                key=self.cleaned_data["key"],
+            )
+        except ConfigError as error:
+            field, _, message = str(error).partition(": ")
+            self.add_error(field if field in self.fields else None, message or field)
+            return None
+
+
+def _field(item: "dataclasses.Field[Any]", user: Any) -> forms.Field:
+    """The form field of a configuration's field, with its help and its limits."""
+    told = item.metadata
+    common: dict[str, Any] = {"label": queries.words(item.name), "help_text": told["help"], "initial": item.default}
+    limits = {"min_value": told["minimum"], "max_value": told["maximum"]}
+    if item.name in references.MODEL_FIELDS:
+        return _model_field(item.name, user, common)
+    if told["choices"]:
+        return forms.ChoiceField(choices=[(choice, choice) for choice in told["choices"]], **common)
+    if item.type is bool:
+        return forms.BooleanField(required=False, **common)
+    if item.type is int:
+        return forms.IntegerField(**limits, **common)
+    if item.type is float:
+        return forms.FloatField(**limits, **common)
+    return forms.CharField(max_length=500, **common)
+
+
+def _model_field(name: str, user: Any, common: dict[str, Any]) -> forms.CharField:
+    """Free text, for any folder or Hugging Face id, with the names of usable runs to choose from."""
+    names = references.usable_names(name, user)
+    is_optional = name in references.OPTIONAL_FIELDS
+    attributes = {"list": f"{name}-runs", "autocomplete": "off", "spellcheck": "false"}
+    common["initial"] = names[0] if names and not is_optional else ""
+    field = forms.CharField(
+        max_length=500, required=not is_optional, widget=forms.TextInput(attrs=attributes), **common
+    )
+    field.suggestions = names  # type: ignore[attr-defined]
+    return field
+
+
+def _next_name(kind: str) -> str:
+    return f"{SHORT_NAMES[kind]}-{TrainingRun.objects.filter(kind=kind).count() + 1}"
