@@ -68,6 +68,8 @@ class Draft:
     is_numbered: bool = True
 
 
+_SHARES = (3, 3, 2, 1, 1)  # of the cooks, in the order of COOKS, in what a language model learns from
+
 Fault = Callable[[Draft, Request, random.Random], Draft]
 Cook = Callable[[Request, random.Random], str]
 
@@ -94,11 +96,12 @@ def sft_examples(seed: int, n: int) -> Iterator[dict[str, Any]]:
     rng = random.Random(f"examples {seed}")
     asked = _distinct_questions(random.Random("demonstration 0"), NUM_PROMPTS)
     taken = {messages[-1]["content"] for messages, _ in asked}
+    cooks = tuple(COOKS.values())
     made = 0
     while made < n:
         messages, request = write_question(rng)
         if messages[-1]["content"] not in taken:
-            yield {"prompt": messages, "completion": rng.choice(tuple(COOKS.values()))(request, rng)}
+            yield {"prompt": messages, "completion": rng.choices(cooks, _SHARES)[0](request, rng)}
             made += 1
 
 

@@ -1,6 +1,6 @@
 """A small causal language model and its tokenizer, made from nothing but texts: policy and backbone without download.
 
-A byte-level BPE, so that any text can be encoded, and a Llama of one to three million parameters. It knows nothing
+A byte-level BPE, so that any text can be encoded, and a Llama of about a million parameters. It knows nothing
 before it is fine-tuned, and then about the texts' own domain.
 """
 
@@ -27,9 +27,9 @@ def build_tiny_lm(
     *,
     seed: int = 0,
     vocabulary_size: int = 1200,
-    hidden_size: int = 192,
+    hidden_size: int = 128,
     num_layers: int = 4,
-    num_heads: int = 6,
+    num_heads: int = 4,
 ) -> None:
     """Write an untrained model and a tokenizer trained on `texts` to `folder`, as `save_pretrained` does.
 
@@ -43,7 +43,7 @@ def build_tiny_lm(
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
-        intermediate_size=3 * hidden_size,
+        intermediate_size=7 * hidden_size // 2,
         num_hidden_layers=num_layers,
         num_attention_heads=num_heads,
         max_position_embeddings=CONTEXT,

@@ -1,0 +1,222 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from training.alignment import sft
+from training.alignment.config import ConfigError, SftConfig
+from training.alignment.generation import sample
+from training.alignment.run_dir import Interrupted, RunDir, StopFlag
+from training.alignment.sft import Example, best_responses, load_policy, read_examples, train_sft
+
+EGGS = {"prompt": "How do I boil eggs?", "completion": "Eight minutes."}
+RICE = {"prompt": [{"role": "user", "content": "Rice?"}], "completion": [{"role": "assistant", "content": "Twelve."}]}
+QUESTION = [{"role": "user", "content": "How do I boil eggs?"}]
+
+
+class StopAfter(StopFlag):
+    """Asks to stop from the n-th time on that it is looked at."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n = n
+
+    def __call__(self) -> bool:
+        self.n -= 1
+        return self.n <= 0
+
+
+def prepare(path: Path, lines: list[dict], **values) -> tuple[SftConfig, RunDir]:
+    settings = {
+        "examples": "examples.jsonl",
+        "num_epochs": 1.0,
+        "learning_rate": 1e-2,
+        "batch_size": 2,
+        "max_length": 64,
+    }
+    config = SftConfig(**settings | values)
+    run_dir = RunDir.create(path, config)
+    (path / "examples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return config, run_dir
+
+
+def weights(run_dir: RunDir) -> dict[str, list]:
+    return {name: tensor.tolist() for name, tensor in load_file(run_dir.model / "model.safetensors").items()}
+
+
+def metrics(run_dir: RunDir) -> list[dict]:
+    return [{name: value for name, value in line.items() if name != "time"} for line in run_dir.read_metrics()]
+
+
+def ranking(split: str, ranked: list[list[int]], **more) -> dict:
+    responses = [{"role": "assistant", "content": text} for text in ("good", "fair", "bad")]
+    return {"prompt": QUESTION, "responses": responses, "ranking": ranked, "split": split, **more}
+
+
+def test_a_policy_learns_its_examples_and_where_they_end(llama_folder, tmp_path):
+    config, run_dir = prepare(tmp_path, [EGGS, RICE], policy=str(llama_folder), num_epochs=150.0)
+
+    result = train_sft(config, run_dir, StopFlag())
+
+    assert result == {
+        "model": "model",
+        "loss": result["loss"],
+        "num_examples": 2,
+        "num_steps": 150,
+        "num_truncated": 0,
+    }
+    assert result["loss"] < 0.1
+    answers = sample(*load_policy(str(run_dir.model)), [QUESTION, RICE["prompt"]], 2, seed=0, max_new_tokens=30)
+    assert answers == [["Eight minutes."] * 2, ["Twelve."] * 2]
+
+
+def test_metrics_tell_loss_and_progress_of_each_step(llama_folder, tmp_path):
+    config, run_dir = prepare(tmp_path, [EGGS, RICE] * 3, policy=str(llama_folder))
+
+    result = train_sft(config, run_dir, StopFlag())
+
+    lines = metrics(run_dir)
+    assert [(line["step"], line["phase"], line["progress"]) for line in lines] == [
+        (1, "train", 1 / 3),
+        (2, "train", 2 / 3),
+        (3, "train", 1.0),
+    ]
+    assert all(set(line) == {"step", "phase", "progress", "loss", "learning_rate"} for line in lines)
+    assert result["loss"] == lines[-1]["loss"]
+    assert lines[0]["loss"] == pytest.approx(math.log(320), abs=0.3)  # untrained: every one of 320 tokens is as likely
+
+
+def test_new_tiny_builds_its_own_model_and_vocabulary(tmp_path):
+    config, run_dir = prepare(tmp_path, [EGGS, RICE], policy="new:tiny")
+
+    train_sft(config, run_dir, StopFlag())
+
+    tokenizer, model = AutoTokenizer.from_pretrained(run_dir.model), AutoModelForCausalLM.from_pretrained(run_dir.model)
+    assert tokenizer.tokenize("boil eggs") == ["bo", "il", "Ġeggs"]
+    assert model.num_parameters() > 900_000
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoints",
+        "examples.jsonl",
+        "metrics.jsonl",
+        "model",
+        "run.json",
+        "untrained",
+    ]
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights_and_metrics(llama_folder, tmp_path):
+    examples = [EGGS, RICE, EGGS, RICE, EGGS]
+    config, straight = prepare(tmp_path / "straight", examples, policy=str(llama_folder), num_epochs=2.0)
+    expected = train_sft(config, straight, StopFlag())
+
+    _, stopped = prepare(tmp_path / "stopped", examples, policy=str(llama_folder), num_epochs=2.0)
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            train_sft(config, stopped, StopAfter(2))
+    result = train_sft(config, stopped, StopFlag())
+
+    assert result == expected
+    assert metrics(stopped) == metrics(straight)
+    assert weights(stopped) == weights(straight)
+    assert [line["step"] for line in metrics(straight)] == [1, 2, 3, 4, 5]
+
+
+def test_a_killed_run_repeats_what_no_checkpoint_holds(llama_folder, tmp_path):
+    config, straight = prepare(tmp_path / "straight", [EGGS, RICE] * 3, policy=str(llama_folder), save_minutes=0.0)
+    expected = train_sft(config, straight, StopFlag())
+    _, killed = prepare(tmp_path / "killed", [EGGS, RICE] * 3, policy=str(llama_folder), save_minutes=0.0)
+    train_sft(config, killed, StopFlag())
+    newest, older = killed.checkpoints()
+    (newest / "model.safetensors").write_bytes(b"half")  # as if the disk had lost it
+
+    assert (newest.name, older.name) == ("step-000003", "step-000002")
+    assert train_sft(config, killed, StopFlag()) == expected
+    assert metrics(killed) == metrics(straight)
+    assert weights(killed) == weights(straight)
+
+
+def test_accumulated_batches_are_one_optimizer_step(llama_folder, tmp_path, monkeypatch):
+    examples = [EGGS, RICE] * 4
+    config, at_once = prepare(tmp_path / "at_once", examples, policy=str(llama_folder), batch_size=4)
+    train_sft(config, at_once, StopFlag())
+    _, in_parts = prepare(tmp_path / "in_parts", examples, policy=str(llama_folder), batch_size=4)
+    monkeypatch.setattr(sft, "MAX_TOKENS", 60)
+    train_sft(config, in_parts, StopFlag())
+
+    for one, other in zip(metrics(at_once), metrics(in_parts), strict=True):
+        assert one == {**other, "loss": pytest.approx(other["loss"], abs=1e-5)}
+
+
+def test_the_loss_counts_the_response_only(llama_folder):
+    tokenizer = AutoTokenizer.from_pretrained(llama_folder)
+    dataset, num_truncated = sft._encode_all([Example(QUESTION, "Eight <|end|>.")], tokenizer, 128)
+    ids, labels = dataset[0]["input_ids"], dataset[0]["labels"]
+    prompt = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True)["input_ids"]
+
+    assert labels == [-100] * len(prompt) + ids[len(prompt) :]
+    assert tokenizer.decode(ids[len(prompt) :]) == "Eight <|end|>.<|end|>"
+    assert ids[len(prompt) :].count(tokenizer.eos_token_id) == 1  # what only looks like the end is text
+    assert num_truncated == 0
+    assert sft._encode_all([Example(QUESTION, "Eight.")], tokenizer, 12)[1] == 1
+
+
+def test_best_responses_are_those_nobody_is_put_above_each_once(tmp_path):
+    path = tmp_path / "preferences.jsonl"
+    rows = [
+        ranking("train", [[0], [1], [2]]),
+        ranking("train", [[0, 1], [2]]),
+        ranking("train", [[2], [1], [0]], all_bad=True),
+        ranking("test", [[2], [0, 1]]),
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    assert best_responses(path, "train") == [Example(QUESTION, "good"), Example(QUESTION, "fair")]
+    assert best_responses(path, "test") == [Example(QUESTION, "bad")]
+    assert best_responses(path, "validation") == []
+
+
+def test_a_policy_learns_from_preferences_and_is_measured_on_those_held_out(llama_folder, tmp_path):
+    config, run_dir = prepare(tmp_path, [], policy=str(llama_folder), examples="", preferences="preferences.jsonl")
+    rows = [ranking("train", [[0], [1], [2]]), ranking("validation", [[1], [0, 2]]), ranking("test", [[2], [0, 1]])]
+    (tmp_path / "preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    result = train_sft(config, run_dir, StopFlag())
+
+    assert (result["num_examples"], result["num_steps"]) == (1, 1)
+    assert metrics(run_dir)[-1] == {"step": 1, "phase": "validation", "progress": 1.0, "loss": result["held_out_loss"]}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("no json", "examples: line 2 is not an example: JSONDecodeError"),
+        ('{"prompt": "Eggs?"}', "examples: line 2 is not an example: KeyError\\('completion'\\)"),
+        ('{"prompt": "Eggs?", "completion": []}', "examples: line 2 is not an example: ValueError"),
+        (
+            '{"prompt": "Eggs?", "completion": " "}',
+            "examples: line 2 is not an example: .*prompt or completion is empty",
+        ),
+        (
+            '{"prompt": [{"role": "end|><|user", "content": "Eggs?"}], "completion": "Boil."}',
+            "examples: line 2 is not an example: .*a role is not one of system, user, assistant",
+        ),
+        ('{"prompt": 7, "completion": "Boil."}', "examples: line 2 is not an example: TypeError"),
+    ],
+)
+def test_a_line_that_is_no_example_is_named(tmp_path, line, message):
+    path = tmp_path / "examples.jsonl"
+    path.write_text(json.dumps(EGGS) + "\n" + line + "\n")
+
+    with pytest.raises(ConfigError, match=message):
+        list(read_examples(path))
+
+
+def test_without_examples_there_is_nothing_to_learn(llama_folder, tmp_path):
+    config, run_dir = prepare(tmp_path, [], policy=str(llama_folder))
+    with pytest.raises(ConfigError, match="examples: there are none to learn from"):
+        train_sft(config, run_dir, StopFlag())
+    with pytest.raises(ConfigError, match="examples: neither examples nor preferences are given"):
+        train_sft(SftConfig(policy=str(llama_folder)), run_dir, StopFlag())
