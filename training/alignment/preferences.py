@@ -51,6 +51,12 @@ class RankedResponses:
         """It puts at least one response above another."""
         return len(self.ranking) > 1
 
+    def ordered_places(self) -> Iterator[tuple[int, int]]:
+        """Positions of a better and a worse response, for each strictly ordered pair."""
+        for number, better in enumerate(self.ranking):
+            for worse in self.ranking[number + 1 :]:
+                yield from ((one, other) for one in better for other in worse)
+
 
 @dataclass(frozen=True)
 class Preference:
@@ -94,11 +100,8 @@ def read_rankings(path: Path, split: str | None = None, aspect: str | None = Non
 
 def pairs(ranked: RankedResponses) -> Iterator[Preference]:
     """Each strictly ordered pair of a ranking; tied responses make none."""
-    for number, better in enumerate(ranked.ranking):
-        for worse in ranked.ranking[number + 1 :]:
-            for chosen in better:
-                for rejected in worse:
-                    yield Preference(ranked.prompt, ranked.responses[chosen], ranked.responses[rejected])
+    for better, worse in ranked.ordered_places():
+        yield Preference(ranked.prompt, ranked.responses[better], ranked.responses[worse])
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages, response: str, max_length: int) -> Encoded:

@@ -151,6 +151,10 @@ class RunDir:
             shutil.rmtree(old)
         return folder
 
+    def remove_checkpoints(self) -> None:
+        """A run that has succeeded needs none."""
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, newest first; what does not match its COMPLETE.json does not count."""
         folders = sorted((self.path / "checkpoints").glob("step-*[0-9]"), reverse=True)
@@ -188,6 +192,19 @@ def is_sealed(folder: Path) -> bool:
 def file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Put what `write` makes of an empty folder into the place of `folder`, as a whole."""
+    scratch = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    write(scratch)
+    for path in scratch.rglob("*"):
+        _sync(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)
+    _sync(folder.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
