@@ -11,12 +11,21 @@ from typing import Any, ClassVar, NamedTuple
 from django import forms
 from django.contrib.admin.widgets import FilteredSelectMultiple
 from django.contrib.auth.models import User
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 
 from annotate.models import MAX_RESPONSES, Judgment, Project
 
 MAX_SECONDS = 3600  # longer means that the annotator went away
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWX"[:MAX_RESPONSES]
 BOTH_BAD = "both-bad"
+
+
+class AccountsWidget(FilteredSelectMultiple):
+    """Two columns to move accounts between. Django's script puts them before the label unless a box holds them."""
+
+    def render(self, *args: Any, **kwargs: Any) -> SafeString:
+        return format_html('<div class="related-widget-wrapper">{}</div>', super().render(*args, **kwargs))
 
 
 class ProjectForm(forms.ModelForm):
@@ -26,7 +35,7 @@ class ProjectForm(forms.ModelForm):
         User.objects.order_by("username"),
         label="Members",
         required=False,
-        widget=FilteredSelectMultiple("accounts", is_stacked=False),
+        widget=AccountsWidget("accounts", is_stacked=False),
         help_text="Who may judge while the project is not open to every account.",
     )
 

@@ -74,6 +74,7 @@ class Board {
     }
     aside.append(tiers);
     aside.hidden = false;
+    const tray = tiers.querySelector('[data-place=""]');
     for (const card of this.cards) {
       const snippet = card.element.querySelector("[data-text]").textContent.trim().slice(0, 80);
       card.chip = element(
@@ -84,12 +85,18 @@ class Board {
       );
       card.chip.dataset.chip = card.letter;
       card.chip.addEventListener("click", () => this.focus(card));
+      tray.append(card.chip);
     }
+    tray.style.minHeight = `${tray.offsetHeight}px`; // it keeps its size as it empties: no row moves under the pointer
   }
 
   dropped(event) {
+    // Where the pointer let go counts; Sortable looks only every 50 ms, and a quick hand is faster.
+    const { clientX, clientY } = event.originalEvent.changedTouches?.[0] ?? event.originalEvent;
+    const slot = document.elementFromPoint(clientX, clientY)?.closest(".slot") ?? event.to;
     const card = this.cards.find((candidate) => candidate.chip === event.item);
-    this.place(card, event.to.dataset.place);
+    this.place(card, slot.dataset.place);
+    this.refresh();
   }
 
   changed(event) {
