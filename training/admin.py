@@ -10,8 +10,10 @@ from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
+from django.utils.dateformat import format as date_format
 from django.utils.decorators import method_decorator
 from django.utils.html import format_html
+from django.utils.timezone import localtime
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from annotate.admin import ProjectFilter
@@ -75,6 +77,9 @@ class PreferenceSetAdmin(PageAdmin):
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
+    def changelist_view(self, request: HttpRequest, extra_context: Context = None) -> HttpResponse:
+        return super().changelist_view(request, {**(extra_context or {}), "title": "Preference sets"})
+
     @admin.display(description="judgments (train, validation, test)")
     def judgments(self, preference_set: PreferenceSet) -> str:
         return ", ".join(str(counts["judgments"]) for counts in preference_set.counts.values())
@@ -92,7 +97,7 @@ class PreferenceSetAdmin(PageAdmin):
         """Freeze a project."""
         if not self.has_add_permission(request):
             raise PermissionDenied
-        initial = {"project": request.GET.get("project")}
+        initial = {"project": asked} if (asked := request.GET.get("project", "")).isdecimal() else {}
         form = FreezeForm(request.POST or None, user=request.user, initial=initial)
         if form.is_valid() and (frozen := form.freeze()):
             messages.success(request, f"Preference set {frozen} is frozen.")
@@ -120,9 +125,9 @@ class PreferenceSetAdmin(PageAdmin):
 
 @admin.register(TrainingRun)
 class TrainingRunAdmin(PageAdmin):
-    list_display = ("name", "kind", "status_pill", "percent", "outcome", "preference_set", "created_at", "created_by")
+    list_display = ("name", "kind", "status_pill", "percent", "outcome", "preference_set", "created")
     list_filter = ("status", "kind", ("project", ProjectFilter))
-    list_select_related = ("preference_set__project", "created_by")
+    list_select_related = ("preference_set__project",)
     search_fields = ("name",)
 
     class Media:
@@ -140,6 +145,10 @@ class TrainingRunAdmin(PageAdmin):
     def outcome(self, run: TrainingRun) -> str:
         return queries.headline(run.result)
 
+    @admin.display(description="started", ordering="created_at")
+    def created(self, run: TrainingRun) -> str:
+        return date_format(localtime(run.created_at), "Y-m-d H:i")
+
     def get_urls(self) -> list[URLPattern]:
         wrap = self.admin_site.admin_view
         return [
@@ -153,7 +162,7 @@ class TrainingRunAdmin(PageAdmin):
 
     def changelist_view(self, request: HttpRequest, extra_context: Context = None) -> HttpResponse:
         buttons = BUTTONS if self.has_add_permission(request) else {}
-        return super().changelist_view(request, {**(extra_context or {}), "buttons": buttons})
+        return super().changelist_view(request, {**(extra_context or {}), "buttons": buttons, "title": "Training runs"})
 
     @method_decorator(require_safe)
     def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Context = None) -> HttpResponse:

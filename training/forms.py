@@ -37,7 +37,9 @@ class FreezeForm(forms.Form):
     def __init__(self, *args: Any, user: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.user = user
-        self.fields["project"].queryset = Project.objects.for_user(user)  # type: ignore[attr-defined]
+        projects = Project.objects.for_user(user)
+        self.fields["project"].queryset = projects  # type: ignore[attr-defined]
+        self.initial = {"name": f"set-{PreferenceSet.objects.count() + 1}", "project": projects.first(), **self.initial}
 
     def freeze(self) -> PreferenceSet | None:
         """The new preference set; nothing, and an error on the form, if there can be none."""

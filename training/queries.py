@@ -184,7 +184,8 @@ def progress(run: TrainingRun) -> Progress:
 
 
 def _latest(run: TrainingRun, name: str) -> float | None:
-    metric = Metric.objects.filter(run=run, values__has_key=name).order_by("-line").first()
+    told = Metric.objects.filter(run=run, values__has_key=name).exclude(**{f"values__{name}": None})
+    metric = told.order_by("-line").first()
     value = metric.values[name] if metric else None
     return value if isinstance(value, int | float) else None
 
@@ -220,9 +221,13 @@ def _config_line(name: str, value: Any, help: str) -> Line:
     try:
         number, model = Path(str(value)).relative_to(Path(settings.RUNS_DIR).resolve()).parts
     except ValueError:
-        return Line(words(name), str(value), help)
+        return Line(words(name), _plain(value), help)
     is_run = model == "model" and number.isdecimal()
-    return Line(words(name), f"run {number}" if is_run else str(value), help, int(number) if is_run else None)
+    return Line(words(name), f"run {number}" if is_run else _plain(value), help, int(number) if is_run else None)
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def samples(run: TrainingRun) -> list[Sample]:

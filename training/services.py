@@ -255,7 +255,7 @@ def finish_run(*, run: TrainingRun, result: dict[str, Any]) -> bool:
 def fail_run(*, run: TrainingRun, error: str) -> bool:
     """The end of a run that another attempt would not help."""
     error = launch.plain_text(error)
-    return _transition(run.pk, Status.FAILED, _held(run), note=error[:500], error=error, finished_at=Now())
+    return _transition(run.pk, Status.FAILED, _held(run), note=error.partition("\n")[0], error=error, finished_at=Now())
 
 
 @transaction.atomic

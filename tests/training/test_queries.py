@@ -1,0 +1,168 @@
+import json
+
+import pytest
+
+from annotate.demonstration.quality import quality
+from annotate.demonstration.recipes import demonstration_rows
+from tests.factories import make_project
+from tests.training.factories import make_finished_run, make_run
+from training import queries
+from training.models import Metric
+
+pytestmark = pytest.mark.django_db
+
+
+def write_samples(run, when: str, rows: list[tuple[list, str]]) -> None:
+    lines = [json.dumps({"prompt": prompt, "response": text, "reward": 0.5}) for prompt, text in rows]
+    (run.run_dir / f"samples_{when}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def make_sampled_run(*, is_demonstration: bool):
+    """A finished run that answered three prompts, first with the last and then with the first of their responses."""
+    project = make_project(is_demonstration=is_demonstration)
+    run = make_finished_run(kind="rejection_sampling", project=project)
+    by_prompt = {row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"]): row for row in ROWS}
+    rows = list(by_prompt.values())[:3]
+    for when, place in (("before", -1), ("after", 0)):
+        write_samples(run, when, [(row["prompt"], row["responses"][place]["content"]) for row in rows])
+    return run, rows
+
+
+ROWS = list(demonstration_rows(seed=0))[:20]
+
+
+def test_oracle_quality_compares_the_demonstrations_answers():
+    run, rows = make_sampled_run(is_demonstration=True)
+    before, after = ([quality(row["prompt"], row["responses"][place]["content"]) for row in rows] for place in (-1, 0))
+    gains = [new - old for new, old in zip(after, before, strict=True)]
+    mean = sum(gains) / 3
+    margin = 1.959963984540054 * (sum((gain - mean) ** 2 for gain in gains) / 2 / 3) ** 0.5
+    assert queries.oracle_quality(run) == pytest.approx(
+        {
+            "oracle_quality_before": sum(before) / 3,
+            "oracle_quality_after": sum(after) / 3,
+            "oracle_quality_gain_interval": pytest.approx([mean - margin, mean + margin]),
+        }
+    )
+
+
+def test_oracle_quality_is_unknown_elsewhere():
+    run, _ = make_sampled_run(is_demonstration=False)
+    assert queries.oracle_quality(run) == {}
+    assert queries.oracle_quality(make_finished_run()) == {}
+
+
+def test_result_lines_say_accuracy_with_its_interval():
+    result = {"model": "model", "accuracy": 0.712, "interval": [0.64, 0.781], "num_pairs": 181, "num_prompts": 40}
+    assert queries.result_lines({**result, "loss": 0.61234}) == [
+        queries.Line("Pairwise accuracy", "71.2% (95% interval 64.0% to 78.1%), 181 pairs of 40 prompts"),
+        queries.Line("Loss", "0.6123"),
+    ]
+
+
+def test_result_lines_say_rewards_before_and_after():
+    result = {"reward_before": -0.31, "reward_after": 0.88, "reward_gain_interval": [0.9, 1.48], "num_samples": 16}
+    assert queries.result_lines(result) == [
+        queries.Line(
+            "Mean reward, selecting model", "-0.31 before, 0.88 after; gain +1.19 (95% interval +0.9 to +1.48)"
+        ),
+        queries.Line("Samples", "16"),
+    ]
+
+
+@pytest.mark.parametrize("result", [None, {}, {"model": "model"}])
+def test_result_lines_of_nothing(result):
+    assert queries.result_lines(result) == []
+    assert queries.headline(result) == ""
+
+
+def test_result_lines_say_that_a_figure_is_missing():
+    result = {"accuracy": None, "interval": None, "reward_before": None, "reward_after": 1.0}
+    assert [line.text for line in queries.result_lines(result)] == ["not measured", "not measured"]
+    assert queries.headline(result) == ""
+
+
+@pytest.mark.parametrize(
+    ("result", "headline"),
+    [
+        ({"accuracy": 0.5, "loss": 1}, "accuracy 50.0%"),
+        ({"reward_before": 0.1, "reward_after": 0.25}, "reward 0.1 → 0.25"),
+        ({"loss": 1.23456}, "loss 1.23"),
+    ],
+)
+def test_headline_picks_one_figure(result, headline):
+    assert queries.headline(result) == headline
+
+
+def test_config_lines_name_the_run_that_a_model_came_from():
+    base = make_finished_run(kind="sft", name="base")
+    run = make_run(values={"backbone": "base"})
+    lines = {line.label: (line.text, line.run) for line in queries.config_lines(run)}
+    assert lines["Backbone"] == (f"run {base.pk}", base.pk)
+    assert lines["Preferences"] == ("preferences.jsonl", None)
+    assert lines["Epochs"] == ("3", None)
+
+
+def test_samples_pair_answers_to_the_same_prompt():
+    run, rows = make_sampled_run(is_demonstration=True)
+    first = rows[0]
+    assert len(queries.samples(run)) == 3
+    assert queries.samples(run)[0] == queries.Sample(
+        prompt=first["prompt"][-1]["content"],
+        before=first["responses"][-1]["content"],
+        after=first["responses"][0]["content"],
+        reward_before=0.5,
+        reward_after=0.5,
+    )
+
+
+def add_metrics(run, *lines: dict) -> None:
+    start = run.metrics.count()
+    Metric.objects.bulk_create(
+        [Metric(run=run, line=start + number, values=values) for number, values in enumerate(lines)]
+    )
+
+
+def test_metric_series_gives_what_is_new():
+    run = make_run()
+    assert queries.metric_series(run, after=0, first=None) == {
+        "first": None,
+        "start": 0,
+        "rows": [],
+        "is_more": False,
+        "is_active": True,
+    }
+    add_metrics(run, {"loss": 3}, {"loss": 2})
+    told = queries.metric_series(run, after=0, first=None)
+    assert (told["start"], told["rows"]) == (0, [{"loss": 3}, {"loss": 2}])
+    add_metrics(run, {"loss": 1})
+    told = queries.metric_series(run, after=2, first=told["first"])
+    assert (told["start"], told["rows"]) == (2, [{"loss": 1}])
+
+
+def test_metric_series_begins_anew_after_lines_were_taken_back():
+    run = make_run()
+    add_metrics(run, {"loss": 3}, {"loss": 2})
+    first = queries.metric_series(run, after=0, first=None)["first"]
+    run.metrics.all().delete()
+    add_metrics(run, {"loss": 3}, {"loss": 2.5}, {"loss": 2})
+    told = queries.metric_series(run, after=2, first=first)
+    assert (told["start"], told["rows"]) == (0, [{"loss": 3}, {"loss": 2.5}, {"loss": 2}])
+
+
+def test_progress_tells_the_newest_figures():
+    run = make_run()
+    add_metrics(run, {"loss": 3.0}, {"accuracy": 0.5}, {"loss": 2.0}, {"loss": None})
+    run.progress, run.phase = 0.419, "train"
+    assert queries.progress(run) == queries.Progress(
+        percent=41, phase="train", latest=[queries.Line("Loss", "2"), queries.Line("Accuracy", "0.5")]
+    )
+
+
+def test_newest_metrics_are_a_table_of_the_curves():
+    run = make_run()
+    add_metrics(run, {"phase": "train", "step": 1, "loss": 0.123456}, {"phase": "validation", "step": 1, "accuracy": 1})
+    assert queries.newest_metrics(run) == [
+        {"phase": "validation", "step": 1, "loss": "", "accuracy": "1", "reward": ""},
+        {"phase": "train", "step": 1, "loss": "0.1235", "accuracy": "", "reward": ""},
+    ]
