@@ -256,7 +256,7 @@ class ComparisonPage {
   }
 
   onKey(event) {
-    const key = event.key.toLowerCase();
+    const key = keyOf(event);
     const button = this.root.querySelector(`button[data-key="${CSS.escape(key)}"]`);
     if (key === "?") this.help.showModal();
     else if (key === "g" && this.guidelines) this.guidelines.open = !this.guidelines.open;
@@ -282,6 +282,12 @@ function hasKeys() {
 
 function showKeys(root) {
   root.querySelectorAll("[data-keys-only]").forEach((hint) => (hint.hidden = !hasKeys()));
+}
+
+// Digits count by their place on the keyboard too: on a French one they need Shift.
+function keyOf(event) {
+  const isDigit = /^Digit\d$/.test(event.code) && !event.shiftKey;
+  return isDigit ? event.code.at(-1) : event.key.toLowerCase();
 }
 
 function isTyping(target) {

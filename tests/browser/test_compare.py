@@ -176,6 +176,32 @@ def drag(page: Page, letter: str, place: int) -> None:
     page.mouse.up()
 
 
+def test_judge_without_javascript(browser, live_server, project, annotator):
+    make_pair(project)
+    make_list(project)
+    page = browser.new_context(java_script_enabled=False).new_page()
+    page.goto(live_server.url)
+    page.get_by_label("Name").fill("amina")
+    page.get_by_label("Password").fill("a long passphrase")
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_role("button", name="Start").click()
+
+    page.get_by_role("button", name="B strongly better").click()
+    for letter, place in zip("ABC", "212", strict=True):
+        page.get_by_label(f"Place of {letter}").select_option(place)
+    page.get_by_role("button", name="Submit order").click()
+    expect(page.get_by_text("Give a place to D.")).to_be_visible()
+    page.get_by_label("Place of D").select_option("4")
+    page.get_by_role("button", name="Submit order").click()
+
+    expect(page.get_by_role("heading", name="All done for now")).to_be_visible()
+    pair, listed = Judgment.objects.order_by("pk")
+    assert (pair.ranking, pair.strength) == ([[pk] for pk in reversed(pair.shown_order)], 2)
+    first, second, third, fourth = listed.shown_order
+    assert listed.ranking == [[second], [first, third], [fourth]]
+    page.context.close()
+
+
 def test_selects_and_chips_agree(page, start, project):
     make_list(project)
     start()
