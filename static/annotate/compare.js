@@ -226,13 +226,18 @@ class ComparisonPage {
   setUpHelp() {
     const open = this.root.querySelector("[data-open-help]");
     open.hidden = false;
-    open.addEventListener("click", () => this.help.showModal());
+    open.addEventListener("click", () => this.openHelp());
     const useKeys = this.help.querySelector("[data-use-keys]");
     useKeys.checked = hasKeys();
     useKeys.addEventListener("change", () => {
       localStorage.setItem(NO_KEYS, useKeys.checked ? "" : "1");
       showKeys(this.root);
     });
+  }
+
+  openHelp() {
+    this.help.showModal();
+    this.help.querySelector("button").focus();
   }
 
   setUpGuidelines() {
@@ -258,7 +263,7 @@ class ComparisonPage {
   onKey(event) {
     const key = keyOf(event);
     const button = this.root.querySelector(`button[data-key="${CSS.escape(key)}"]`);
-    if (key === "?") this.help.showModal();
+    if (key === "?") this.openHelp();
     else if (key === "g" && this.guidelines) this.guidelines.open = !this.guidelines.open;
     else if (button) button.click();
     else return this.board?.onKey(key, event.target) ?? false;
