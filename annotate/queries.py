@@ -12,7 +12,7 @@ from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
 from annotate.formats.rows import NOT_TOLD
-from annotate.models import Annotator, Comparison, Judgment, Lease, Option, Project, Response
+from annotate.models import Annotator, Comparison, Judgment, Lease, Option, Project, Response, Skip
 
 ROWS_AT_ONCE = 500
 
@@ -124,11 +124,9 @@ def _left_behind(project: OuterRef, annotator: Annotator | None) -> QuerySet[Lea
     expired = Lease.objects.filter(
         project=project, expires_at__lte=timezone.now(), comparison__num_taken=F("comparison__num_wanted")
     )
-    if annotator is None:
-        return expired
-    return expired.exclude(annotator=annotator).exclude(
-        comparison__in=Judgment.objects.filter(annotator=annotator).values("comparison")
-    )
+    for rows in (Judgment.objects, Skip.objects, Lease.objects):
+        expired = expired.exclude(comparison__in=rows.filter(annotator=annotator).values("comparison"))
+    return expired
 
 
 def _count(rows: QuerySet[Any], field: str) -> Coalesce:

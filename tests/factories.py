@@ -50,9 +50,12 @@ def make_comparison(
     prompt = prompt or make_prompt(project=project)
     contents = contents or tuple(f"Answer {next(_numbers)}." for _ in range(k))
     models = models or tuple(f"model-{place}" for place in range(len(contents)))
+    answers = list(zip(contents, models, strict=True))
     responses = [
-        Response.objects.create(prompt=prompt, content=content, model=model)
-        for content, model in zip(contents, models, strict=True)
+        Response.objects.create(
+            prompt=prompt, content=content, model=model, copy=answers[:place].count((content, model))
+        )
+        for place, (content, model) in enumerate(answers)
     ]
     comparison = Comparison.objects.create(
         project=prompt.project,

@@ -22,6 +22,7 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 50
 _GZIP = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
+_OTHER_LINE_ENDS = "\x85\u2028\u2029"
 _SUSPECT = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")  # an escaped NUL or surrogate; paired surrogates are fine
 
 
@@ -49,6 +50,8 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def write_whole(path: Path, lines: Iterable[str]) -> int:
     """Write lines beside `path` and rename them into place; `.gz` compresses. Returns the number of lines."""
+    if path.exists() and not path.is_file():
+        raise BadFile(f"{path}: is there already and no file")  # a device must not be replaced
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with scratch.open("xb") as raw:
@@ -74,7 +77,11 @@ def write_lines(file: IO[bytes], lines: Iterable[str]) -> int:
 
 
 def to_line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    """One line of JSON, whatever the reader takes for the end of a line."""
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    for character in _OTHER_LINE_ENDS:
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text + "\n"
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -117,7 +124,7 @@ def _object(number: int, line: bytes) -> dict[str, Any]:
     if len(line) > MAX_LINE_BYTES:
         raise BadRow(number, "", f"is longer than {MAX_LINE_BYTES // 2**20} MiB")
     try:
-        value = parse(number, "", line.decode())
+        value = parse(number, "", line.rstrip(b"\r\n").decode())
     except UnicodeDecodeError as error:
         raise BadRow(number, "", f"is not UTF-8 at byte {error.start + 1}") from error
     if not isinstance(value, dict):

@@ -38,7 +38,7 @@ def write(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
                 "strength": values["strength"] or -1,
                 "shown_order": values["shown_order"] or [-1],
                 "seconds": -1.0 if values["seconds"] is None else values["seconds"],
-                "meta": json.dumps(values["meta"], ensure_ascii=False),
+                "meta": json.dumps(values["meta"], ensure_ascii=False, sort_keys=True),
             }
         )
 

@@ -34,7 +34,10 @@ def _common_beginning(record: Record, chosen: Messages, rejected: Messages) -> M
     if isinstance(record.values["chosen"], str) or isinstance(record.values["rejected"], str):
         record.refuse("prompt", "is missing; where chosen and rejected are text, it must stand by itself")
     pairs = zip(chosen[:-1], rejected[:-1], strict=False)
-    return [mine for mine, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+    prompt = [mine for mine, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+    if not prompt:
+        record.refuse("prompt", "is missing, and chosen and rejected begin with no message in common")
+    return prompt
 
 
 def _response(record: Record, name: str, conversation: Messages, prompt: Messages) -> str:

@@ -16,7 +16,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("project", help="the project's name")
         parser.add_argument("file", type=Path, help="rows of rankings, or TRL rows of chosen and rejected")
-        parser.add_argument("--overlap", type=int, help="of a new project: judgments wanted for each comparison")
+        parser.add_argument("--overlap", type=_positive, help="of a new project: judgments wanted for each comparison")
         parser.add_argument("--closed", action="store_true", help="of a new project: only its members may judge")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -33,3 +33,9 @@ class Command(BaseCommand):
             f"{project}: read {report.rows} rows; new: {report.prompts} prompts, {report.responses} responses, "
             f"{report.comparisons} comparisons, {report.judgments} judgments; {report.already_there} rows added nothing"
         )
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
