@@ -33,7 +33,7 @@ def main(username: str, seed: int) -> None:
                 comparison=lease.comparison, annotator=annotator, ranking=ranking, key=lease.key, source="browser"
             )
             acknowledged[str(judgment.key)] = judgment.pk
-    print(json.dumps(acknowledged))
+    sys.stdout.write(json.dumps(acknowledged))
 
 
 def _now(now: "object", rng: random.Random) -> "object":

@@ -6,12 +6,13 @@ Prints one JSON line: the rows as loaded, their types, and how far TRL's RewardT
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
-from datasets import load_dataset
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from trl import RewardConfig, RewardTrainer
+from datasets import load_dataset  # noqa: TID253 -- nothing but this process loads it
+from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: TID253
+from trl import RewardConfig, RewardTrainer  # noqa: TID253
 
 from training.alignment.tiny_lm import build_tiny_lm
 
@@ -37,7 +38,7 @@ def train(pairs, folder: Path) -> dict[str, object]:
     tokenizer = AutoTokenizer.from_pretrained(folder / "backbone")
     trainer = RewardTrainer(model=model, args=options, train_dataset=pairs, processing_class=tokenizer)
     output = trainer.train()
-    return {"steps": output.global_step, "is_finite": output.training_loss == output.training_loss}  # noqa: PLR0124
+    return {"steps": output.global_step, "is_finite": math.isfinite(output.training_loss)}
 
 
 def main(folder: str, rankings: str, pairs: str) -> None:
@@ -47,7 +48,7 @@ def main(folder: str, rankings: str, pairs: str) -> None:
         name: {"rows": list(rows), "types": {key: str(kind) for key, kind in rows.features.items()}}
         for name, rows in loaded.items()
     }
-    print(json.dumps({**told, "trained": train(loaded["pairs"], work)}))
+    sys.stdout.write(json.dumps({**told, "trained": train(loaded["pairs"], work)}))
 
 
 if __name__ == "__main__":

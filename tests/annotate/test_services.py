@@ -235,12 +235,12 @@ def test_record_judgment_keeps_a_late_one_as_extra_where_no_place_is_free():
 
 def test_record_judgment_refuses_somebody_who_never_saw_the_comparison():
     lease, stranger = make_lease(), make_annotator()
-    with pytest.raises(NotLeased, match="This comparison was not shown to you."):
+    with pytest.raises(NotLeased, match="This comparison was not shown to you"):
         submit(lease, annotator=stranger, key=uuid4())
-    with pytest.raises(NotLeased, match="This comparison was not shown to you."):
+    with pytest.raises(NotLeased, match="This comparison was not shown to you"):
         submit(lease, annotator=stranger)  # a key seen on somebody's screen
     submit(lease)
-    with pytest.raises(NotLeased, match="This page belongs to somebody else."):
+    with pytest.raises(NotLeased, match="This page belongs to somebody else"):
         submit(lease, annotator=stranger)
     assert Judgment.objects.count() == 1
 

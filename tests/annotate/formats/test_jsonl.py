@@ -89,7 +89,7 @@ def test_read_objects_refuses_damaged_gzip(tmp_path, content, message):
 
 
 def test_read_objects_refuses_what_is_no_file(tmp_path):
-    with pytest.raises(BadFile, match="missing.jsonl: No such file or directory"):
+    with pytest.raises(BadFile, match=r"missing\.jsonl: No such file or directory"):
         read(tmp_path / "missing.jsonl")
     with pytest.raises(BadFile, match="Is a directory"):
         read(tmp_path)
