@@ -6,10 +6,12 @@ Paths in it are absolute or relative to the run directory. Each field's `help` i
 """
 
 import dataclasses
-import types
+import math
 import typing
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
+
+KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 class ConfigError(ValueError):
@@ -145,31 +147,27 @@ def config_to_dict(config: RunConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def _read(name: str, kind: Any, value: Any) -> Any:
-    if isinstance(kind, types.UnionType):
-        raise ConfigError(f"{name}: has no single type")
+def _read(name: str, kind: type, value: Any) -> Any:
+    """`value` as the field's type, where it is text or a whole number that stands for one."""
     if kind is bool and isinstance(value, str):
         if value.lower() not in {"true", "false"}:
             raise ConfigError(f"{name}: {value!r} is neither true nor false")
         return value.lower() == "true"
-    try:
-        return kind(value) if isinstance(value, str) or (kind is float and isinstance(value, int)) else value
-    except ValueError as error:
-        raise ConfigError(f"{name}: {value!r} is not a {kind.__name__}") from error
+    if isinstance(value, str) or (kind is float and type(value) is int):
+        try:
+            return kind(value)
+        except (ValueError, OverflowError) as error:
+            raise ConfigError(f"{name}: {value!r} is not {KINDS[kind]}") from error
+    return value
 
 
 def _check(item: dataclasses.Field[Any], value: Any) -> None:
-    kind = item.type if isinstance(item.type, type) else None
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if (
-        kind is not None
-        and not (isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
-        and not (kind is float and number)
-    ):
-        raise ConfigError(f"{item.name}: {value!r} is not a {kind.__name__}")
-    minimum, maximum, choices = (item.metadata.get(key) for key in ("minimum", "maximum", "choices"))
-    if number and value != value:  # noqa: PLR0124 -- NaN is the one value that differs from itself
-        raise ConfigError(f"{item.name}: is not a number")
+    kind = typing.cast(type, item.type)
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise ConfigError(f"{item.name}: {value!r} is not {KINDS[kind]}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{item.name}: {value} is not a finite number")
+    minimum, maximum, choices = (item.metadata[key] for key in ("minimum", "maximum", "choices"))
     if minimum is not None and value < minimum:
         raise ConfigError(f"{item.name}: {value} is below {minimum:g}")
     if maximum is not None and value > maximum:
