@@ -130,3 +130,52 @@ def test_trainer_dies_with_a_parent_that_dies_at_once(scratch: Home):
     """.replace("\n        ", "\n")
     scratch.script(start).wait(30)
     scratch.wait_until(lambda: not scratch.trainers(run), seconds=5)
+
+
+PREPARE_REAL_RUN = """
+    from pathlib import Path
+    from training.alignment.tiny_lm import build_tiny_lm
+    project = make_judged_project(num_prompts=30)
+    services.freeze(project=project, name="first", fractions=(0.6, 0.2, 0.2))
+    texts = [f"Question {number}? Answer {number}." for number in range(100)]
+    build_tiny_lm(texts, Path("HOME/backbone"), vocabulary_size=300, hidden_size=32, num_layers=2, num_heads=2)
+""".replace("\n    ", "\n")
+REAL_RUN = ["preference_set=first", "num_epochs=40", "batch_size=4", "eval_steps=60", "save_minutes=0"]
+
+
+def test_real_trainer_killed_and_then_its_worker_resumes_to_the_same_result(tmp_path: Path):
+    with home(tmp_path, trainer="training.alignment") as scratch:
+        scratch.python(PREPARE_REAL_RUN.replace("HOME", str(tmp_path)))
+        values = [*REAL_RUN, f"backbone={tmp_path / 'backbone'}"]
+        undisturbed = json.loads(scratch.manage("launch", "reward_model", "rm1", *values, "--wait").splitlines()[-1])
+        assert (undisturbed["run"], undisturbed["status"]) == (1, "succeeded")
+
+        scratch.redis()
+        worker = scratch.worker()
+        scratch.manage("launch", "reward_model", "rm2", *values)
+        scratch.wait_until(lambda: _num_steps(scratch) >= 5)
+        killed_at = _num_steps(scratch)
+        scratch.trainers(2)[0].kill()
+        scratch.wait_until(lambda: scratch.state(2) == ("running", 2, 2) and _num_steps(scratch) > killed_at)
+        worker.send_signal(signal.SIGKILL)
+        scratch.wait_until(lambda: not scratch.trainers(2), seconds=5)
+        scratch.worker()
+        scratch.wait_until(lambda: scratch.python("services.sweep()") == "" and scratch.state(2)[0] == "succeeded", 90)
+
+        assert scratch.state(2) == ("succeeded", 3, 3)
+        assert scratch.statuses(2) == ["queued", "running", "queued", "running", "queued", "running", "succeeded"]
+        assert scratch.trainers(2) == []
+        told = {name: value for name, value in undisturbed.items() if name not in {"run", "status", "run_dir"}}
+        assert scratch.result(2) == told
+        steps = [step for phase, step in _steps(scratch) if phase == "train"]
+        assert steps == list(range(1, undisturbed["num_steps"] + 1))
+        assert (tmp_path / "runs" / "2" / "model" / "model.safetensors").exists()
+
+
+def _steps(scratch: Home) -> list[tuple[str, int]]:
+    rows = scratch.rows('SELECT "values" FROM training_metric WHERE run_id = 2 ORDER BY line')
+    return [(values["phase"], values["step"]) for values in (json.loads(row) for (row,) in rows)]
+
+
+def _num_steps(scratch: Home) -> int:
+    return max((step for _, step in _steps(scratch)), default=0)
