@@ -19,7 +19,8 @@ from training import services
 ML_STAFF = "ML staff"
 ROLES = {"admin": "administrator", "staff": ML_STAFF, "annotator": "annotator"}
 BASE_MODEL = "demo-base"
-NUM_EXAMPLES = 2000
+NUM_EXAMPLES = 16000
+BASE_VALUES = {"policy": "new:tiny", "learning_rate": 4e-3, "max_length": 512}  # some four minutes on two cores
 
 
 class InstallationError(Exception):
@@ -45,9 +46,8 @@ def install(*, with_demonstration: bool) -> list[Account]:
         create_user(account)
     if with_demonstration:
         annotate_services.seed_demonstration()
-        services.create_run(
-            kind="sft", name=BASE_MODEL, values={"policy": "new:tiny", "examples": str(write_examples())}
-        )
+        values = {**BASE_VALUES, "examples": str(write_examples())}
+        services.create_run(kind="sft", name=BASE_MODEL, values=values)
     return accounts
 
 
