@@ -1,0 +1,252 @@
+import json
+
+import pytest
+from tokenizers import processors
+from transformers import AutoTokenizer
+
+from training.alignment.config import ConfigError
+from training.alignment.preferences import (
+    Preference,
+    RankedResponses,
+    chat_template,
+    encode,
+    encode_prompt,
+    pairs,
+    read_rankings,
+)
+
+PROMPT = [{"role": "user", "content": "How long does rice take?"}]
+CHAT = [
+    {"role": "system", "content": "You are a cook."},
+    {"role": "user", "content": "How long does rice take?"},
+    {"role": "assistant", "content": "Twelve minutes."},
+    {"role": "user", "content": "And eggs?"},
+]
+
+
+@pytest.fixture(scope="module")
+def llama(llama_folder):
+    return AutoTokenizer.from_pretrained(llama_folder)
+
+
+@pytest.fixture(scope="module")
+def gpt2(gpt2_folder):
+    return AutoTokenizer.from_pretrained(gpt2_folder)
+
+
+def row(**values: object) -> dict:
+    responses = [{"role": "assistant", "content": text} for text in ("one", "two", "three")]
+    return {"prompt": PROMPT, "responses": responses, "ranking": [[1], [0, 2]], **values}
+
+
+def write(path, *rows: dict):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+# Records
+
+
+def test_rankings_are_read_in_the_order_of_the_lines(tmp_path):
+    told = {"annotator": "a1", "aspect": "style", "split": "test", "id": "f00", "strength": 2, "all_bad": True}
+    path = write(tmp_path / "preferences.jsonl", row(), row(**told, source="browser", meta={}, shown_order=[2, 0, 1]))
+
+    assert list(read_rankings(path)) == [
+        RankedResponses(PROMPT, ("one", "two", "three"), ((1,), (0, 2))),
+        RankedResponses(
+            PROMPT, ("one", "two", "three"), ((1,), (0, 2)), "style", "a1", "test", "f00", strength=2, all_bad=True
+        ),
+    ]
+
+
+def test_rankings_of_one_split_or_one_aspect(tmp_path):
+    lines = [row(id=f"{split} {aspect}", split=split, aspect=aspect) for split in ("train", "test") for aspect in "ab"]
+    path = write(tmp_path / "preferences.jsonl", *lines)
+
+    assert [ranked.id for ranked in read_rankings(path, split="test")] == ["test a", "test b"]
+    assert [ranked.id for ranked in read_rankings(path, split="all", aspect="b")] == ["train b", "test b"]
+    assert [ranked.id for ranked in read_rankings(path, split="train", aspect="a")] == ["train a"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"ranking": [[0], [0, 1, 2]]}, "ranking: [[0], [0, 1, 2]] does not hold each of 3 responses once"),
+        ({"ranking": [[0], [3]]}, "ranking: [[0], [3]] does not hold each of 3 responses once"),
+        ({"ranking": [[-1], [0]]}, "ranking: [[-1], [0]] does not hold each of 3 responses once"),
+        ({"ranking": [[0, 1, 2], []]}, "ranking: a group is empty"),
+        ({"prompt": []}, "prompt: is empty"),
+        ({"prompt": [{"role": "end", "content": ""}]}, "prompt: 'end' is not one of system, user, assistant"),
+        ({"prompt": [{"role": "user", "content": None}]}, "prompt: must be text, not None"),
+        ({"prompt": [{"role": "user"}]}, "content is missing"),
+        ({"responses": [{"content": 5}]}, "responses: must be text, not 5"),
+    ],
+)
+def test_a_line_that_is_no_ranking_is_named(tmp_path, wrong, message):
+    path = write(tmp_path / "preferences.jsonl", row(), row(**wrong))
+
+    with pytest.raises(ConfigError) as refused:
+        list(read_rankings(path))
+
+    assert str(refused.value) == f"preferences: line 2: {message}"
+
+
+def test_a_line_that_is_no_json_is_named(tmp_path):
+    path = write(tmp_path / "preferences.jsonl", row())
+    path.write_text(path.read_text() + '{"prompt": ')
+
+    with pytest.raises(ConfigError, match=r"^preferences: line 2: Expecting value"):
+        list(read_rankings(path))
+
+
+def test_pairs_are_those_that_a_ranking_orders_strictly():
+    ranked = RankedResponses(PROMPT, ("a", "b", "c", "d"), ((2,), (0, 3), (1,)))
+
+    assert list(pairs(ranked)) == [
+        Preference(PROMPT, "c", "a"),
+        Preference(PROMPT, "c", "d"),
+        Preference(PROMPT, "c", "b"),
+        Preference(PROMPT, "a", "b"),
+        Preference(PROMPT, "d", "b"),
+    ]
+
+
+def test_groups_number_the_responses_and_leave_out_what_was_not_ranked():
+    assert RankedResponses(PROMPT, ("a", "b", "c", "d"), ((2,), (0, 3))).groups == (1, -1, 0, 1)
+    assert RankedResponses(PROMPT, ("a", "b"), ((0, 1),)).is_decided is False
+    assert RankedResponses(PROMPT, ("a", "b"), ((1,), (0,))).is_decided is True
+
+
+# Tokens
+
+
+def test_a_chat_template_is_applied_to_prompt_and_response_together(llama):
+    whole = [*CHAT, {"role": "assistant", "content": "Eight minutes."}]
+
+    encoded = encode(llama, CHAT, "Eight minutes.", 512)
+
+    assert llama.decode(encoded.ids) == (
+        "<|begin|><|system|>You are a cook.<|end|><|user|>How long does rice take?<|end|>"
+        "<|assistant|>Twelve minutes.<|end|><|user|>And eggs?<|end|><|assistant|>Eight minutes.<|end|>"
+    )
+    assert encoded.ids == llama.apply_chat_template(whole, return_dict=False)
+    assert encoded.ids[: encoded.num_prompt_tokens] == encode_prompt(llama, CHAT, 512)
+    assert (encoded.num_dropped, encoded.is_truncated) == (0, False)
+
+
+def test_a_tokenizer_without_a_template_gets_plain_text(gpt2):
+    encoded = encode(gpt2, CHAT, "Eight minutes.", 512)
+
+    assert gpt2.decode(encoded.ids) == (
+        "System: You are a cook.\n\nUser: How long does rice take?\n\nAssistant: Twelve minutes.<|endoftext|>"
+        "\n\nUser: And eggs?\n\nAssistant: Eight minutes.<|endoftext|>"
+    )
+    assert encoded.ids[: encoded.num_prompt_tokens] == encode_prompt(gpt2, CHAT, 512)
+    assert gpt2.decode(encode_prompt(gpt2, CHAT, 512)).endswith("User: And eggs?\n\nAssistant:")
+
+
+def test_the_plain_template_begins_as_the_tokenizer_does(gpt2, llama_folder):
+    assert not chat_template(gpt2).startswith("{{ bos_token }}")
+    bert = AutoTokenizer.from_pretrained(llama_folder, cls_token="<|begin|>", sep_token="<|end|>", eos_token=None)
+    bert.chat_template = None
+    bert.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        "<|begin|> $0 <|end|>", special_tokens=[("<|begin|>", 1), ("<|end|>", 2)]
+    )
+
+    encoded = encode(bert, PROMPT, "Twelve.", 512)
+
+    assert bert.decode(encoded.ids) == "<|begin|>User: How long does rice take?\n\nAssistant: Twelve.<|end|>"
+
+
+@pytest.mark.parametrize("which", ["llama", "gpt2"])
+def test_text_that_spells_a_special_token_stays_text(which, request):
+    tokenizer = request.getfixturevalue(which)
+    special = " ".join(tokenizer.all_special_tokens)
+    hostile = [{"role": "user", "content": f"Hi{special} there"}]
+
+    encoded = encode(tokenizer, hostile, f"{special}Good{special}", 512)
+
+    clean = encode(tokenizer, [{"role": "user", "content": "Hi there"}], "Good", 512)
+    is_special = set(tokenizer.all_special_ids)
+    assert [token for token in encoded.ids if token in is_special] == [
+        token for token in clean.ids if token in is_special
+    ]
+    assert special in tokenizer.decode(encoded.ids)
+    assert [token for token in encode_prompt(tokenizer, hostile, 512) if token in is_special] == [
+        token for token in encode_prompt(tokenizer, PROMPT, 512) if token in is_special
+    ]
+
+
+def test_a_response_is_closed_once(llama_folder):
+    llama = AutoTokenizer.from_pretrained(llama_folder)
+    template = llama.chat_template
+
+    llama.chat_template = template.replace("+ eos_token", "")  # closes no turn
+    assert llama.decode(encode(llama, PROMPT, "Twelve.", 512).ids).endswith("Twelve.<|end|>")
+    llama.chat_template = template + "{{ '\\n' }}"  # goes on after the close
+    assert llama.decode(encode(llama, PROMPT, "Twelve.", 512).ids).endswith("Twelve.<|end|>\n")
+
+
+def test_a_token_across_the_border_is_the_responses(llama_folder):
+    llama = AutoTokenizer.from_pretrained(llama_folder)
+    llama.chat_template = (
+        "{% for message in messages %}{{ message['content'] }}{{ ' bo' if message['role'] == 'user' }}{% endfor %}"
+    )
+
+    encoded = encode(llama, [{"role": "user", "content": "I"}], "il eggs", 512)
+
+    assert llama.decode(encoded.ids) == "I boil eggs<|end|>"
+    assert llama.decode(encoded.ids[: encoded.num_prompt_tokens]) == "I"
+
+
+@pytest.mark.parametrize("max_length", [16, 20, 30])
+def test_a_long_prompt_loses_its_beginning_and_never_the_end_of_the_response(llama, max_length):
+    prompt = [{"role": "user", "content": "How long? " * 50}]
+    whole = encode(llama, prompt, "Twelve.", 10_000)
+
+    encoded = encode(llama, prompt, "Twelve.", max_length)
+
+    assert encoded.ids == [whole.ids[0], *whole.ids[-(max_length - 1) :]]  # what begins a text stays
+    assert llama.decode(encoded.ids).endswith("<|assistant|>Twelve.<|end|>")
+    assert encoded.num_dropped == len(whole.ids) - max_length
+    assert encoded.ids[encoded.num_prompt_tokens :] == whole.ids[whole.num_prompt_tokens :]
+
+
+def test_a_response_longer_than_the_limit_keeps_its_end(llama, gpt2):
+    for tokenizer, num_begin in ((llama, 1), (gpt2, 0)):
+        whole = encode(tokenizer, PROMPT, "Twelve minutes. " * 50, 10_000)
+
+        encoded = encode(tokenizer, PROMPT, "Twelve minutes. " * 50, 20)
+
+        assert encoded.ids == whole.ids[:num_begin] + whole.ids[len(whole.ids) - 20 + num_begin :]
+        assert encoded.num_prompt_tokens == num_begin
+
+
+def test_a_long_prompt_alone_keeps_the_opening_of_the_response(llama):
+    ids = encode_prompt(llama, [{"role": "user", "content": "How long? " * 50}], 20)
+
+    assert len(ids) == 20
+    assert llama.decode(ids).startswith("<|begin|>")
+    assert llama.decode(ids).endswith("How long? <|end|><|assistant|>")
+
+
+def test_any_text_can_be_encoded(llama, gpt2):
+    odd = (
+        "\x00 \ud800 \ufdd0 \U0010ffff é 你好 🍳"  # a lone surrogate, which UTF-8 cannot carry, becomes a question mark
+    )
+
+    for tokenizer in (llama, gpt2):
+        assert odd.replace("\ud800", "?") in tokenizer.decode(encode(tokenizer, PROMPT, odd, 512).ids)
+
+
+def test_a_conversation_that_the_template_refuses_is_told_in_words(llama_folder):
+    llama = AutoTokenizer.from_pretrained(llama_folder)
+    llama.chat_template = "{{ raise_exception('no system, please') }}"
+
+    with pytest.raises(ConfigError) as refused:
+        encode(llama, CHAT, "Eight.", 512)
+
+    assert str(refused.value) == (
+        "the tokenizer's chat template refuses a conversation of system, user, assistant, user, assistant: "
+        "no system, please"
+    )
