@@ -11,6 +11,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 from pathlib import Path
 
 import honcho.environ
@@ -32,11 +34,27 @@ class QuietPrinter(Printer):
 
 
 class Manager(honcho.manager.Manager):
-    """honcho's, safe against a signal in its first moments, when it does not yet know every process's id."""
+    """honcho's, except that Redis ends last: workers hand back to it what they have not done.
+
+    It is also safe against a signal in its first moments, when honcho does not know every process's id yet.
+    """
+
+    _terminating: bool
 
     def terminate(self) -> None:
-        if self._all_started():
-            super().terminate()
+        if self._all_started() and not self._terminating:
+            self._terminating = True
+            threading.Thread(target=self._end_all, daemon=True).start()
+
+    def _end_all(self) -> None:
+        others = [process for name, process in self._processes.items() if name != "redis"]
+        for process in others:
+            self._procmgr.terminate(process["pid"])
+        deadline = time.monotonic() + honcho.manager.KILL_WAIT - 1
+        while any("returncode" not in process for process in others) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if "redis" in self._processes:
+            self._procmgr.terminate(self._processes["redis"]["pid"])
 
     def _any_stopped(self) -> bool:
         return self.returncode is not None or super()._any_stopped()  # a signal counts: stop, and kill in 5 seconds
