@@ -9,6 +9,7 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,12 +62,16 @@ def start_judging(environment: dict[str, str], username: str, seed: int) -> subp
     return subprocess.Popen(command, env=environment, cwd=BASE_DIR, stdout=subprocess.PIPE, text=True)
 
 
-def judge_at_once(environment: dict[str, str], folder: Path, usernames: list[str]) -> dict[str, Any]:
-    """The state afterwards, with what the processes were told."""
-    rows = [{"prompt": f"Question {n}?", "responses": ["yes", "no", f"answer {n}"]} for n in range(NUM_COMPARISONS)]
+def import_comparisons(environment: dict[str, str], folder: Path, number: int) -> None:
+    rows = [{"prompt": f"Question {n}?", "responses": ["yes", "no", f"answer {n}"]} for n in range(number)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     manage(environment, "migrate", "-v0")
     manage(environment, "import_data", "race", str(folder / "rows.jsonl"), "--overlap", str(OVERLAP))
+
+
+def judge_at_once(environment: dict[str, str], folder: Path, usernames: list[str]) -> dict[str, Any]:
+    """The state afterwards, with what the processes were told."""
+    import_comparisons(environment, folder, NUM_COMPARISONS)
     judging = [start_judging(environment, username, seed) for seed, username in enumerate(usernames)]
     outputs = [process.communicate(timeout=120)[0] for process in judging]
     assert [process.returncode for process in judging] == [0] * len(judging)
@@ -97,3 +102,22 @@ def test_one_annotator_in_several_tabs_judges_each_comparison_once(environment: 
     assert len({(judgment["comparison"], judgment["annotator"]) for judgment in state["judgments"]}) == len(stored)
     assert {row["num_taken"] for row in state["comparisons"]} == {OVERLAP}
     assert state["leases"] == 0
+
+
+@pytest.mark.parametrize("environment", ["postgresql"], indirect=True)
+def test_who_finds_the_last_comparison_taken_waits_whether_it_stays_open(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    import_comparisons(environment, tmp_path, 1)
+    with psycopg.connect(environment["DATABASE_URL"]) as other:
+        other.execute("SELECT id FROM annotate_comparison FOR NO KEY UPDATE")
+        judging = start_judging(environment, "anna", 0)
+        with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as watcher:
+            waiting = (
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
+            while watcher.execute(waiting).fetchone() == (0,):
+                assert judging.poll() is None, "it gave up instead of waiting"
+                time.sleep(0.05)
+        other.rollback()
+    assert len(json.loads(judging.communicate(timeout=60)[0])) == 1
