@@ -141,9 +141,13 @@ class Board {
     return this.cards.filter((card) => !card.select.value);
   }
 
+  get focused() {
+    return this.cards.find((card) => card.element.contains(document.activeElement)) ?? null;
+  }
+
+  // The card that a digit places: the one in focus, else the first that has no place yet.
   get active() {
-    const focused = this.cards.find((card) => card.element.contains(document.activeElement));
-    return focused ?? this.unplaced[0] ?? null;
+    return this.focused ?? this.unplaced[0] ?? null;
   }
 
   focus(card) {
@@ -152,17 +156,15 @@ class Board {
   }
 
   move(step) {
-    const index = this.cards.findIndex((card) => card.element.contains(document.activeElement));
+    const index = this.cards.indexOf(this.focused);
     const next = index < 0 ? (step > 0 ? 0 : this.cards.length - 1) : index + step;
     if (this.cards[next]) this.focus(this.cards[next]);
   }
 
   digit(place) {
-    const card = this.active;
-    if (!card || place > this.cards.length) return;
-    this.place(card, String(place));
-    const next = this.unplaced[0];
-    this.focus(next ?? card);
+    if (!this.active || place > this.cards.length) return;
+    this.place(this.active, String(place));
+    this.active?.element.scrollIntoView({ block: "nearest" });
   }
 
   undo() {
@@ -172,7 +174,7 @@ class Board {
     card.select.value = place;
     this.settle(card);
     this.save();
-    this.focus(card);
+    if (this.focused) this.focus(card);
   }
 
   // What was placed survives a reload and a new sign-in.

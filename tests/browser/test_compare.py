@@ -123,16 +123,17 @@ def test_judge_pairs_without_reloading_the_page(page, start, project):
     ]
 
 
-def test_judge_a_list_by_keyboard_alone(page, start, shoot, project):
+def test_judge_a_list_by_digits_alone(page, start, shoot, project):
+    """Without a card in focus, each digit places the next response that has no place."""
     make_list(project)
     start()
 
-    page.keyboard.press("2")  # A, the first that has no place
-    expect(page.locator("[data-card=B]")).to_be_focused()
+    page.keyboard.press("2")
+    expect(page.locator(".is-current")).to_have_attribute("data-card", "B")
     page.keyboard.press("4")
     page.keyboard.press("u")
     expect(page.get_by_role("status")).to_have_text("Response B: not placed. 3 to place.")
-    expect(page.locator("[data-card=B]")).to_be_focused()
+    expect(page.locator(".is-current")).to_have_attribute("data-card", "B")
     page.keyboard.press("1")
     page.keyboard.press("1")
     expect(page.get_by_role("status")).to_have_text("Response C: place 1. 1 to place.")
@@ -140,15 +141,33 @@ def test_judge_a_list_by_keyboard_alone(page, start, shoot, project):
     expect(page.get_by_role("status")).to_have_text("3 of 4 placed. To place: D.")
     page.keyboard.press("9")  # there is no such place
     page.keyboard.press("4")
-    page.keyboard.press("k")
-    expect(page.locator("[data-card=C]")).to_be_focused()
-    page.keyboard.press("ArrowRight")
     page.keyboard.press("n")
     shoot("list")
     page.keyboard.press("Enter")
 
     expect(page.get_by_role("heading", name="All done for now")).to_be_visible()
     assert (ranking(), Judgment.objects.get().is_all_bad) == (order("BC", "A", "D"), True)
+
+
+def test_judge_a_list_by_moving_from_card_to_card(page, start, project):
+    """A card in focus keeps it when it is placed, and can be placed again."""
+    make_list(project)
+    start()
+
+    for key in ("j", "3", "4", "ArrowRight", "1", "j", "2", "Tab"):
+        page.keyboard.press(key)
+    expect(page.get_by_label("Place of C")).to_be_focused()
+    page.keyboard.press("3")  # the browser's own way to choose in a list
+    expect(page.get_by_role("status")).to_have_text("Response C: place 3. 1 to place.")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("u")
+    expect(page.locator("[data-card=C]")).to_be_focused()
+    expect(page.get_by_label("Place of C")).to_have_value("2")
+    for key in ("j", "1", "k", "k", "Enter"):
+        page.keyboard.press(key)
+
+    expect(page.get_by_role("heading", name="All done for now")).to_be_visible()
+    assert ranking() == order("BD", "C", "A")
 
 
 def test_judge_a_list_by_dragging(page, start, shoot, project):
