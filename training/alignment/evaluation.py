@@ -175,6 +175,9 @@ def _design_effect(counts: Sequence[tuple[float, float]]) -> float:
 def _wilson(share: float, num_trials: float, quantile: float) -> tuple[float, float]:
     """E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927."""
     square = quantile**2 / num_trials
-    centre = (share + square / 2) / (1 + square)
-    half = math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
-    return (max(0.0, centre - half), min(1.0, centre + half))
+
+    def lower(share: float) -> float:
+        half = math.sqrt(share * (1 - share) * square + square**2 / 4)
+        return max(0.0, (share + square / 2 - half) / (1 + square))
+
+    return (lower(share), 1 - lower(1 - share))

@@ -163,18 +163,21 @@ def load_classifier(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreT
     """A sequence classifier with one output, and which of its weights were not in the files.
 
     Raises:
-        ConfigError: it is a classifier with more outputs.
+        ConfigError: it is a classifier with more outputs, or of a kind that cannot be one.
         OSError: there is no such model, or none in safetensors.
     """
     if not name:
         raise ConfigError("no model is named")
-    config = AutoConfig.from_pretrained(name)
-    is_classifier = any("SequenceClassification" in architecture for architecture in config.architectures or ())
-    if is_classifier and config.num_labels != 1:
-        raise ConfigError(f"{name} is no reward model: it has {config.num_labels} outputs instead of one")
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        name, num_labels=1, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-    )
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        is_classifier = any("SequenceClassification" in architecture for architecture in config.architectures or ())
+        if is_classifier and config.num_labels != 1:
+            raise ConfigError(f"{name} is no reward model: it has {config.num_labels} outputs instead of one")
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            name, num_labels=1, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except ValueError as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(f"{name} cannot be loaded: {error}") from error
     return model, sorted(info["missing_keys"])
 
 

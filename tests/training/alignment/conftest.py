@@ -7,6 +7,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from tests.training.alignment.material import write_rankings
+from training.alignment.config import RewardModelConfig
+from training.alignment.reward_model import train_reward_model
+from training.alignment.run_dir import RunDir, StopFlag
 from training.alignment.tiny_lm import build_tiny_lm
 
 TEXTS = [
@@ -53,3 +57,32 @@ def gpt2_folder(tmp_path_factory) -> Path:
         torch.manual_seed(0)
         GPT2LMHeadModel(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def rankings_path(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("rankings") / "preferences.jsonl"
+    return write_rankings(path, num_train=96, num_validation=16, num_test=40)
+
+
+@pytest.fixture(scope="session")
+def long_rankings_path(tmp_path_factory) -> Path:
+    """More than are scored at a time."""
+    path = tmp_path_factory.mktemp("rankings") / "preferences.jsonl"
+    return write_rankings(path, num_train=0, num_validation=0, num_test=300)
+
+
+@pytest.fixture(scope="session")
+def reward_model_run(tmp_path_factory, llama_folder, rankings_path) -> RunDir:
+    """A run that has trained a reward model."""
+    config = RewardModelConfig(
+        preferences=str(rankings_path), backbone=str(llama_folder), num_epochs=8, learning_rate=3e-3, eval_steps=12
+    )
+    run_dir = RunDir.create(tmp_path_factory.mktemp("run"), config)
+    run_dir.write_result(train_reward_model(config, run_dir, StopFlag()))
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def reward_model_folder(reward_model_run) -> Path:
+    return reward_model_run.model
