@@ -1,6 +1,6 @@
 """Reads: the list of projects, the page of one comparison, the judgments of a project as rows."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -75,7 +75,7 @@ def comparison_page(lease: Lease) -> ComparisonPage:
 
 def judgment_rows(
     project: Project, *, up_to_id: int | None = None, aspect: str | None = None
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any]]:
     """All judgments as rows of the `rankings` format, in the order they were stored, a few hundred in memory."""
     judgments = Judgment.objects.filter(project=project)
     if aspect is not None:

@@ -3,6 +3,8 @@
 import argparse
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,14 @@ class Command(BaseCommand):
         if project is None:
             names = ", ".join(Project.objects.values_list("name", flat=True)) or "none yet"
             raise CommandError(f"There is no project {options['project']!r}; there are: {names}")
-        lines = FORMATS[options["format"]](judgment_rows(project, aspect=options["aspect"]))
         try:
-            num_lines = self._write(options["out"], lines)
+            with closing(judgment_rows(project, aspect=options["aspect"])) as rows:
+                num_lines = self._write(options["out"], FORMATS[options["format"]](rows))
         except AnnotateError as error:
             raise CommandError(str(error)) from error
         self.stderr.write(f"{project}: wrote {num_lines} rows to {options['out']}", self.style.SUCCESS)
 
-    def _write(self, out: str, lines: Any) -> int:
+    def _write(self, out: str, lines: Iterator[str]) -> int:
         if out != "-":
             return jsonl.write_whole(Path(out), lines)
         try:
