@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from itertools import islice
 from pathlib import Path
 from statistics import NormalDist, fmean, stdev
@@ -20,6 +20,8 @@ NUM_LOG_LINES = 100
 NUM_SAMPLES = 6
 NUM_METRICS = 5000
 NUM_TABLE_ROWS = 30
+NUM_RECENT = 500
+LATEST = ("loss", "accuracy")
 CURVES = ("loss", "accuracy", "reward")
 SAMPLE_LENGTH = 4000
 Z = NormalDist().inv_cdf(0.975)
@@ -62,9 +64,10 @@ def _quality_by_prompt(path: Path) -> dict[str, float]:
 
 
 def _samples(path: Path) -> Iterator[dict[str, Any]]:
+    """Whole lines; a run that is still at it may have written half of the last one."""
     if path.exists():
         with path.open(encoding="utf-8") as file:
-            yield from map(json.loads, file)
+            yield from (json.loads(line) for line in file if line.endswith("\n"))
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def _accuracy(left: dict[str, Any]) -> Line:
 
 def _before_and_after(name: str, left: dict[str, Any]) -> Line:
     before, after = left.pop(f"{name}_before"), left.pop(f"{name}_after", None)
-    interval = left.pop(f"{name}_gain_interval", None)
+    _, interval = left.pop(f"{name}_gain", None), left.pop(f"{name}_gain_interval", None)
     if before is None or after is None:
         return Line(REWARDS[name], "not measured")
     text = f"{before:.3g} before, {after:.3g} after; gain {after - before:+.3g}"
@@ -121,7 +124,7 @@ def _before_and_after(name: str, left: dict[str, Any]) -> Line:
 
 def words(name: str) -> str:
     name = name.removeprefix("num_")
-    return name.replace("_", " ").capitalize()
+    return name.replace("_", " ").capitalize().replace("Held out", "Held-out")
 
 
 def _text(value: Any) -> str:
@@ -179,15 +182,18 @@ def run_page(run: TrainingRun) -> RunPage:
 
 
 def progress(run: TrainingRun) -> Progress:
-    latest = [Line(words(name), f"{value:.4g}") for name in ("loss", "accuracy") if (value := _latest(run, name))]
-    return Progress(percent=int(100 * run.progress), phase=run.phase, latest=latest)
+    latest = _latest(run)
+    lines = [Line(words(name), f"{latest[name]:.4g}") for name in LATEST if name in latest]
+    return Progress(percent=int(100 * run.progress), phase=run.phase, latest=lines)
 
 
-def _latest(run: TrainingRun, name: str) -> float | None:
-    told = Metric.objects.filter(run=run, values__has_key=name).exclude(**{f"values__{name}": None})
-    metric = told.order_by("-line").first()
-    value = metric.values[name] if metric else None
-    return value if isinstance(value, int | float) else None
+def _latest(run: TrainingRun) -> dict[str, float]:
+    """The newest loss and accuracy, where they are not long ago."""
+    recent = Metric.objects.filter(run=run).order_by("-line").values_list("values", flat=True)[:NUM_RECENT]
+    latest: dict[str, float] = {}
+    for values in recent:
+        latest = {name: values[name] for name in LATEST if isinstance(values.get(name), int | float)} | latest
+    return latest
 
 
 def newest_metrics(run: TrainingRun) -> list[dict[str, Any]]:
@@ -210,20 +216,27 @@ def log(run: TrainingRun) -> str:
 
 def config_lines(run: TrainingRun) -> list[Line]:
     """The configuration with each field's help; a folder that a run saved is shown as that run."""
+    values = {item: run.config[item.name] for item in fields(CONFIGS[run.kind]) if item.name in run.config}
+    saved_by = {item.name: _saved_by(value) for item, value in values.items()}
+    names = dict(TrainingRun.objects.filter(pk__in=filter(None, saved_by.values())).values_list("pk", "name"))
     return [
-        _config_line(item.name, run.config[item.name], item.metadata.get("help", ""))
-        for item in fields(CONFIGS[run.kind])
-        if item.name in run.config
+        _config_line(item, value, saved_by[item.name], names.get(saved_by[item.name] or 0))
+        for item, value in values.items()
     ]
 
 
-def _config_line(name: str, value: Any, help: str) -> Line:
+def _config_line(item: "Field[Any]", value: Any, saved_by: int | None, name: str | None) -> Line:
+    text = f"{name} (run {saved_by})" if name else _plain(value)
+    return Line(words(item.name), text, item.metadata.get("help", ""), saved_by if name else None)
+
+
+def _saved_by(value: Any) -> int | None:
+    """The number of the run in whose directory a model's folder is."""
     try:
         number, model = Path(str(value)).relative_to(Path(settings.RUNS_DIR).resolve()).parts
     except ValueError:
-        return Line(words(name), _plain(value), help)
-    is_run = model == "model" and number.isdecimal()
-    return Line(words(name), f"run {number}" if is_run else _plain(value), help, int(number) if is_run else None)
+        return None
+    return int(number) if model == "model" and number.isdecimal() else None
 
 
 def _plain(value: Any) -> str:

@@ -39,6 +39,7 @@ SHUTDOWN_GRACE_SECONDS = 3  # the process manager allows five
 NUM_ERROR_LINES = 20
 MAX_WAITING_MESSAGES = 100
 FRACTIONS = (0.8, 0.1, 0.1)
+DATABASE_AWAY = (OperationalError, InterfaceError)
 NEEDS_PREFERENCES = {TrainingRun.Kind.REWARD_MODEL, TrainingRun.Kind.EVALUATE, TrainingRun.Kind.REJECTION_SAMPLING}
 SOURCES = {
     Status.QUEUED: {Status.RUNNING},
@@ -306,7 +307,7 @@ def execute_run(*, run_id: int, should_stop: Callable[[], bool] = launch.shutdow
     try:
         launch.kill_survivor(run)
         _Attempt(run, launch.prepare(run), should_stop).see_through()
-    except (launch.CannotPrepare, ConfigError) as error:
+    except (launch.CannotPrepare, ConfigError, OSError) as error:
         fail_run(run=run, error=str(error))
     except ClaimLost as error:
         logger.warning("Stopped working on %s", error)
@@ -334,16 +335,16 @@ class _Attempt:
         self.started_at = time.time()
         self.stop: _Stop | None = None
         self.kill_at = float("inf")
+        self.is_database_away = False
 
     def see_through(self) -> None:
         """Run the trainer, unless an earlier attempt left its result and died before noting it."""
         try:
             exit_code = 0 if self.run_dir.read_result() is not None else self._run_trainer()
             self._collect()
-            record_progress(run=self.run, news=self.news)
+            self._end(exit_code)
         finally:
             self.follower.close()
-        self._conclude(exit_code)
 
     def _run_trainer(self) -> int:
         """Whatever happens in here, the trainer does not outlive it."""
@@ -381,16 +382,23 @@ class _Attempt:
         self.news = news or self.news
 
     def _write(self) -> bool:
-        """Heartbeat and news; true if somebody asked to cancel. A database may be away for a moment, no longer."""
+        """Heartbeat and news; true if somebody asked to cancel."""
         try:
             is_cancel_requested = record_progress(run=self.run, news=self.news)
-        except (OperationalError, InterfaceError) as error:
-            close_old_connections()
-            if time.monotonic() - self.written_at > settings.RUN_STALE_SECONDS * 0.8:
-                raise ClaimLost(f"run {self.run.pk}: the database cannot be reached") from error
+        except DATABASE_AWAY as error:
+            self._bear(error)
             return False
-        self.news, self.written_at = None, time.monotonic()
+        self.news, self.written_at, self.is_database_away = None, time.monotonic(), False
         return is_cancel_requested
+
+    def _bear(self, error: Exception) -> None:
+        """The database may be away for a moment, but not so long that the run may be another worker's by now."""
+        if not self.is_database_away:
+            logger.warning("Run %s: the database is away (%s)", self.run.pk, error)
+        self.is_database_away = True
+        close_old_connections()
+        if time.monotonic() - self.written_at > settings.RUN_STALE_SECONDS * 0.8:
+            raise ClaimLost(f"run {self.run.pk}: the database stays away") from error
 
     def _ask_to_stop(self, trainer: launch.Trainer, why: _Stop, seconds: float) -> None:
         """Ask once; a later reason may only shorten the time to the kill."""
@@ -398,6 +406,16 @@ class _Attempt:
             self.stop = why
             trainer.ask_to_stop()
         self.kill_at = min(self.kill_at, time.monotonic() + seconds)
+
+    def _end(self, exit_code: int) -> None:
+        """Write the last news and what they come to."""
+        while True:
+            try:
+                record_progress(run=self.run, news=self.news)
+                return self._conclude(exit_code)
+            except DATABASE_AWAY as error:
+                self._bear(error)
+                time.sleep(POLL_SECONDS)
 
     def _conclude(self, exit_code: int) -> None:
         result, error = self.run_dir.read_result(), self.run_dir.read_error()

@@ -28,11 +28,14 @@ from tests.training.factories import *
 
 
 class Home:
-    """A migrated installation under `path`; `stop` ends whatever was started in it."""
+    """A migrated installation under `path`; `stop` ends whatever was started in it.
+
+    What `environment` may set stands in `fast_settings`.
+    """
 
     migrated = b""
 
-    def __init__(self, path: Path, trainer: str = "tests.training.little_trainer") -> None:
+    def __init__(self, path: Path, **environment: str) -> None:
         self.path = path
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
         self.environment = {
@@ -40,7 +43,7 @@ class Home:
             "PLUMBLINE_HOME": str(path),
             "DJANGO_SETTINGS_MODULE": "tests.training.fast_settings",
             "OMP_NUM_THREADS": "1",
-            "TRAINER": trainer,
+            **environment,
         }
         self.started: list[subprocess.Popen[str]] = []
         self._migrate()
@@ -143,8 +146,8 @@ class Home:
 
 
 @contextlib.contextmanager
-def home(path: Path, **options: Any) -> Iterator[Home]:
-    made = Home(path, **options)
+def home(path: Path, **environment: str) -> Iterator[Home]:
+    made = Home(path, **environment)
     try:
         yield made
     finally:

@@ -1,7 +1,9 @@
 """Workers, trainers and the broker are killed on purpose; runs end as they should, once, and leave no process."""
 
+import contextlib
 import json
 import signal
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,6 +123,20 @@ def test_killed_broker_loses_no_run(scratch: Home):
     scratch.wait_until(lambda: {scratch.state(run) for run in runs} == {("succeeded", 1, 1)})
 
 
+def test_database_that_is_away_for_a_moment_stops_no_run(tmp_path: Path):
+    with home(tmp_path, LOCK_SECONDS="0.1", STALE_SECONDS="60") as scratch:
+        run = scratch.make_run("steps", num_steps=20)
+        worker = scratch.script(f"services.execute_run(run_id={run})")
+        scratch.wait_until(lambda: scratch.num_metrics(run) >= 1)
+        with contextlib.closing(sqlite3.connect(tmp_path / "db.sqlite3", timeout=20, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            scratch.wait_until((tmp_path / "runs" / str(run) / "result.json").exists)
+            scratch.wait_until(lambda: "the database is away" in scratch.log)
+            assert scratch.num_metrics(run) < 20
+        worker.wait(30)
+        assert (scratch.state(run), scratch.num_metrics(run)) == (("succeeded", 1, 1), 20)
+
+
 def test_trainer_dies_with_a_parent_that_dies_at_once(scratch: Home):
     run = scratch.make_run("wait")
     start = f"""
@@ -144,7 +160,7 @@ REAL_RUN = ["preference_set=first", "num_epochs=40", "batch_size=4", "eval_steps
 
 
 def test_real_trainer_killed_and_then_its_worker_resumes_to_the_same_result(tmp_path: Path):
-    with home(tmp_path, trainer="training.alignment") as scratch:
+    with home(tmp_path, TRAINER="training.alignment") as scratch:
         scratch.python(PREPARE_REAL_RUN.replace("HOME", str(tmp_path)))
         values = [*REAL_RUN, f"backbone={tmp_path / 'backbone'}"]
         undisturbed = json.loads(scratch.manage("launch", "reward_model", "rm1", *values, "--wait").splitlines()[-1])

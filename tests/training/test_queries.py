@@ -61,12 +61,13 @@ def test_result_lines_say_accuracy_with_its_interval():
 
 
 def test_result_lines_say_rewards_before_and_after():
-    result = {"reward_before": -0.31, "reward_after": 0.88, "reward_gain_interval": [0.9, 1.48], "num_samples": 16}
+    rewards = {"reward_before": -0.31, "reward_after": 0.88, "reward_gain": 1.19, "reward_gain_interval": [0.9, 1.48]}
+    result = {**rewards, "num_held_out_prompts": 16}
     assert queries.result_lines(result) == [
         queries.Line(
             "Mean reward, selecting model", "-0.31 before, 0.88 after; gain +1.19 (95% interval +0.9 to +1.48)"
         ),
-        queries.Line("Samples", "16"),
+        queries.Line("Held-out prompts", "16"),
     ]
 
 
@@ -98,7 +99,7 @@ def test_config_lines_name_the_run_that_a_model_came_from():
     base = make_finished_run(kind="sft", name="base")
     run = make_run(values={"backbone": "base"})
     lines = {line.label: (line.text, line.run) for line in queries.config_lines(run)}
-    assert lines["Backbone"] == (f"run {base.pk}", base.pk)
+    assert lines["Backbone"] == (f"base (run {base.pk})", base.pk)
     assert lines["Preferences"] == ("preferences.jsonl", None)
     assert lines["Epochs"] == ("3", None)
 
@@ -114,6 +115,13 @@ def test_samples_pair_answers_to_the_same_prompt():
         reward_before=0.5,
         reward_after=0.5,
     )
+
+
+def test_samples_leave_out_a_line_that_is_still_being_written():
+    run, _ = make_sampled_run(is_demonstration=True)
+    with (run.run_dir / "samples_after.jsonl").open("a") as file:
+        file.write('{"prompt": [{"role"')
+    assert len(queries.samples(run)) == 3
 
 
 def add_metrics(run, *lines: dict) -> None:

@@ -346,6 +346,14 @@ def test_execute_run_refuses_altered_records():
     assert run.error.startswith(f"The records of preference set {run.preference_set} have been altered")
 
 
+def test_execute_run_says_that_the_disk_cannot_be_written(settings, tmp_path):
+    settings.RUNS_DIR = tmp_path / "file" / "runs"
+    (tmp_path / "file").write_text("in the way")
+    run = execute(make_run())
+    assert state(run) == ("failed", 1, 1)
+    assert run.error.startswith("The run directory could not be written: [Errno 20] Not a directory")
+
+
 def test_execute_run_copies_examples_once(tmp_path):
     examples = tmp_path / "mine.jsonl"
     examples.write_text('{"prompt": "Hi", "completion": "Hello"}\n')

@@ -6,7 +6,6 @@ import statistics
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 from tokenizers import processors
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -26,6 +25,7 @@ from training.alignment.preferences import read_rankings
 from training.alignment.reward_model import (
     RewardModel,
     RewardNet,
+    join_processes,
     load_backbone,
     score_rankings,
     train_reward_model,
@@ -460,12 +460,12 @@ def test_rankings_are_scored_in_order(reward_model_folder, rankings_path):
     model = RewardModel.load(reward_model_folder)
     rankings = list(read_rankings(rankings_path, split="test"))
 
-    (scored,) = score_rankings(Accelerator(), model, rankings, StopFlag())
+    (scored,) = score_rankings(join_processes(), model, rankings, StopFlag())
 
     for ranked, one in zip(rankings, scored, strict=True):
         assert one.scores == pytest.approx(model.score([(ranked.prompt, text) for text in ranked.responses]), abs=1e-5)
     with pytest.raises(Interrupted, match="stopped after scoring 0 of 40 rankings"):
-        list(score_rankings(Accelerator(), model, rankings, StopAt(1)))
+        list(score_rankings(join_processes(), model, rankings, StopAt(1)))
 
 
 @pytest.mark.gpu
