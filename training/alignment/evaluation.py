@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from scipy.special import ndtri, stdtrit
 
 from training.alignment.config import ConfigError, EvaluateConfig
@@ -126,9 +125,14 @@ def evaluate(config: EvaluateConfig, run_dir: RunDir, stop: StopFlag) -> dict[st
         ConfigError: the split holds no ranking.
         Interrupted: `stop` became true.
     """
-    from training.alignment.reward_model import CHUNK, RewardModel, score_rankings  # noqa: PLC0415 -- it imports this module
+    from training.alignment.reward_model import (  # noqa: PLC0415 -- it imports this module
+        CHUNK,
+        RewardModel,
+        join_processes,
+        score_rankings,
+    )
 
-    accelerator = Accelerator()
+    accelerator = join_processes()
     rankings = list(read_rankings(run_dir.resolve(config.preferences), config.split, config.aspect))
     if not rankings:
         raise ConfigError(f"split: the preference set has no rankings of aspect {config.aspect} in {config.split}")

@@ -234,6 +234,11 @@ def _score_chunk(model: RewardModel, rankings: Sequence[RankedResponses]) -> lis
     return [Scored([next(scores) for _ in own], sum(one.is_truncated for one in own)) for own in encoded]
 
 
+def join_processes() -> Accelerator:
+    """This process's part in the run. On CPUs accelerate joins processes only when it is told that they are CPUs."""
+    return Accelerator(cpu=not torch.cuda.is_available())
+
+
 def agree(accelerator: Accelerator, flag: bool) -> bool:
     """Whether the flag is up in any process: what one of them does at a step, all do."""
     if accelerator.num_processes == 1:
@@ -255,7 +260,7 @@ def train_reward_model(config: RewardModelConfig, run_dir: RunDir, stop: StopFla
         FloatingPointError: the loss is no longer a number.
         Interrupted: `stop` became true; a checkpoint is left.
     """
-    accelerator = Accelerator()
+    accelerator = join_processes()
     torch.manual_seed(config.seed)
     path = run_dir.resolve(config.preferences)
     train, validation, test = (list(read_rankings(path, split, config.aspect)) for split in SPLITS)

@@ -78,9 +78,12 @@ class RunDir:
         """The configuration in run.json.
 
         Raises:
+            FileNotFoundError: there is none.
             ConfigError: it names an unknown kind or field, or holds a value that the field does not take.
         """
-        told = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        told = _read_json(self.path / "run.json")
+        if told is None:
+            raise FileNotFoundError(f"there is no {self.path / 'run.json'}")
         return config_from_dict(told["kind"], told["config"])
 
     def resolve(self, name: str) -> Path:
