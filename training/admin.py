@@ -125,7 +125,7 @@ class PreferenceSetAdmin(PageAdmin):
 
 @admin.register(TrainingRun)
 class TrainingRunAdmin(PageAdmin):
-    list_display = ("name", "kind", "status_pill", "percent", "outcome", "preference_set", "created")
+    list_display = ("name", "kind", "status_pill", "outcome", "preference_set", "created")
     list_filter = ("status", "kind", ("project", ProjectFilter))
     list_select_related = ("preference_set__project",)
     search_fields = ("name",)
@@ -135,11 +135,8 @@ class TrainingRunAdmin(PageAdmin):
 
     @admin.display(description="status", ordering="status")
     def status_pill(self, run: TrainingRun) -> str:
-        return format_html('<span class="pill pill-{}">{}</span>', run.status, run.get_status_display())
-
-    @admin.display(description="progress", ordering="progress")
-    def percent(self, run: TrainingRun) -> str:
-        return f"{run.progress:.0%}"
+        done = f" {run.progress:.0%}" if run.status == TrainingRun.Status.RUNNING else ""
+        return format_html('<span class="pill pill-{}">{}{}</span>', run.status, run.get_status_display(), done)
 
     @admin.display(description="result")
     def outcome(self, run: TrainingRun) -> str:
@@ -147,7 +144,7 @@ class TrainingRunAdmin(PageAdmin):
 
     @admin.display(description="started", ordering="created_at")
     def created(self, run: TrainingRun) -> str:
-        return date_format(localtime(run.created_at), "Y-m-d H:i")
+        return date_format(localtime(run.created_at), "j M H:i")
 
     def get_urls(self) -> list[URLPattern]:
         wrap = self.admin_site.admin_view
