@@ -220,9 +220,9 @@ def for_too_many(draft: Draft, request: Request, rng: random.Random) -> Draft:
 
 
 def odd_amounts(draft: Draft, request: Request, rng: random.Random) -> Draft:
-    """Two or three amounts are several times too much."""
+    """Two or three amounts are many times too much."""
     odd = set(rng.sample([name for name, _ in draft.amounts], rng.randint(2, 3)))
-    times = rng.choice((3, 4, 8))
+    times = rng.choice((10, 20))
     return replace(
         draft,
         amounts=tuple((name, amount and amount * times if name in odd else amount) for name, amount in draft.amounts),
@@ -264,14 +264,14 @@ def cut_short(draft: Draft, request: Request, rng: random.Random) -> Draft:
 
 
 def slow(draft: Draft, request: Request, rng: random.Random) -> Draft:
-    """Take three or four times as long."""
-    times = rng.choice((3, 4))
+    """Take many times as long."""
+    times = rng.choice((8, 10))
     return replace(draft, steps=tuple(_stretch(step, times) for step in draft.steps))
 
 
 def unlisted(draft: Draft, request: Request, rng: random.Random) -> Draft:
-    """Forget to list two of the ingredients."""
-    kept = sorted(rng.sample(range(len(draft.amounts)), len(draft.amounts) - 2))
+    """Forget to list half of the ingredients."""
+    kept = sorted(rng.sample(range(len(draft.amounts)), len(draft.amounts) // 2))
     return replace(draft, amounts=tuple(draft.amounts[index] for index in kept))
 
 
@@ -288,19 +288,20 @@ def _stretch(step: str, times: int) -> str:
     )
 
 
-FAULTS: tuple[Fault, ...] = (
-    for_too_many,
-    odd_amounts,
-    no_amounts,
-    undercooked,
-    forbidden,
-    vague,
-    unnumbered,
-    cut_short,
-    slow,
-    unlisted,
-    other_dish,
-)
+# How often each is made, in relation to the others: what a small reward model cannot see is made less often.
+FAULTS: dict[Fault, int] = {
+    for_too_many: 1,
+    odd_amounts: 3,
+    no_amounts: 3,
+    undercooked: 3,
+    forbidden: 3,
+    vague: 3,
+    unnumbered: 3,
+    cut_short: 3,
+    slow: 2,
+    unlisted: 2,
+    other_dish: 1,
+}
 
 
 def possible_faults(request: Request) -> list[Fault]:
@@ -316,7 +317,11 @@ def _cook_with(*num_faults: int) -> Cook:
     """A cook who makes one of `num_faults` many faults."""
 
     def cook(request: Request, rng: random.Random) -> str:
-        return write_answer(request, rng.sample(possible_faults(request), rng.choice(num_faults)), rng)
+        possible, made = possible_faults(request), []
+        for _ in range(rng.choice(num_faults)):
+            made += rng.choices(possible, [FAULTS[fault] for fault in possible])
+            possible.remove(made[-1])
+        return write_answer(request, made, rng)
 
     return cook
 

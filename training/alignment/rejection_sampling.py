@@ -35,7 +35,7 @@ from scipy.special import stdtrit
 from training.alignment.config import ConfigError, RejectionSamplingConfig, RewardModelConfig
 from training.alignment.generation import sample
 from training.alignment.preferences import Messages, read_rankings
-from training.alignment.reward_model import RewardModel, agree, train_reward_model
+from training.alignment.reward_model import RewardModel, agree, join_processes, train_reward_model
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag, write_whole
 from training.alignment.sft import Example, Stage, fine_tune, load_policy, read_examples
 
@@ -82,7 +82,7 @@ def run_rejection_sampling(config: RejectionSamplingConfig, run_dir: RunDir, sto
         raise ConfigError("reward_model: none is given")
     if config.held_out_reward_model == config.reward_model:
         raise ConfigError("held_out_reward_model: is the one that selects")
-    return _Run(config, run_dir, stop, Accelerator()).result()
+    return _Run(config, run_dir, stop, join_processes()).result()
 
 
 def best_of(responses: Sequence[str], rewards: Sequence[float], rng: random.Random) -> int:

@@ -36,7 +36,7 @@ from trl import SFTTrainer
 from training.alignment.checkpoint import load_random_state, load_training_state, save_training_state
 from training.alignment.config import ConfigError, RejectionSamplingConfig, SftConfig
 from training.alignment.preferences import ROLES, Messages, encode, read_rankings
-from training.alignment.reward_model import agree, fit_length
+from training.alignment.reward_model import agree, fit_length, join_processes
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag, replace_folder
 from training.alignment.tiny_lm import build_tiny_lm
 
@@ -75,6 +75,7 @@ def train_sft(config: SftConfig, run_dir: RunDir, stop: StopFlag) -> dict[str, A
         ConfigError: no examples, or neither examples nor preferences are named.
         Interrupted: `stop` became true; a checkpoint is left.
     """
+    join_processes()
     train, held_out = _read(config, run_dir)
     policy = run_dir.locate(config.policy)
     if config.policy == NEW_TINY:
@@ -272,6 +273,7 @@ def _arguments(config: Settings, run_dir: RunDir, longest: int) -> TrlConfig:
         data_seed=config.seed,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},  # already encoded and truncated
+        use_cpu=not on_gpu,
         bf16=on_gpu and torch.cuda.is_bf16_supported(),
         activation_checkpointing=on_gpu,
         dataloader_pin_memory=on_gpu,
