@@ -56,6 +56,7 @@ def run(run_dir: RunDir, stop: StopFlag) -> int:
         if is_main:
             run_dir.write_result(result)
             run_dir.remove_checkpoints()
+        _part()
         return 0
     except Interrupted as interrupted:
         print(interrupted, file=sys.stderr)  # noqa: T201 -- the run's log
@@ -107,6 +108,15 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if "RANK" in os.environ and os.getppid() == 1:
         sys.exit(EXIT_FAILED)
+
+
+def _part() -> None:
+    """Leave the group of processes: a thread of it that is still running would abort the interpreter's end."""
+    if "RANK" in os.environ:
+        from torch import distributed  # noqa: PLC0415 -- loaded by then
+
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def _quieten() -> None:
