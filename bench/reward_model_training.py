@@ -78,7 +78,7 @@ def train_with_trl(rows: list[dict[str, Any]], backbone: Path, folder: Path) -> 
         per_device_train_batch_size=BATCH_SIZE,
         gradient_accumulation_steps=num_pairs,
         learning_rate=5e-4,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         bf16=False,
         use_cpu=True,
         report_to=[],
