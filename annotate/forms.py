@@ -67,16 +67,8 @@ class JudgmentForm(forms.Form):
     seconds = SecondsField(required=False)
 
     @property
-    def ranking(self) -> list[list[int]]:
-        raise NotImplementedError
-
-    @property
     def strength(self) -> int | None:
         return None
-
-    @property
-    def is_all_bad(self) -> bool:
-        raise NotImplementedError
 
 
 class Verdict(NamedTuple):
