@@ -265,7 +265,6 @@ def _arguments(config: Settings, run_dir: RunDir, longest: int) -> TrlConfig:
         train_sampling_strategy="sequential",
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
-        adam_beta2=0.95,  # runs are too short for the usual memory of a thousand steps
         warmup_steps=WARMUP_RATIO,
         per_device_train_batch_size=fits,
         per_device_eval_batch_size=fits,

@@ -27,9 +27,9 @@ def build_tiny_lm(
     *,
     seed: int = 0,
     vocabulary_size: int = 1200,
-    hidden_size: int = 160,
-    num_layers: int = 3,
-    num_heads: int = 5,
+    hidden_size: int = 128,
+    num_layers: int = 4,
+    num_heads: int = 4,
 ) -> None:
     """Write an untrained model and a tokenizer trained on `texts` to `folder`, as `save_pretrained` does.
 
@@ -47,8 +47,6 @@ def build_tiny_lm(
         num_hidden_layers=num_layers,
         num_attention_heads=num_heads,
         max_position_embeddings=CONTEXT,
-        rope_parameters={"rope_type": "default", "rope_theta": 300.0},  # texts are short
-        initializer_range=0.05,  # near 1 / sqrt(hidden_size): the usual 0.02 is for wider models and starts slowly
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
