@@ -31,5 +31,9 @@ class NotLeased(AnnotateError):
     """A judgment by somebody to whom the comparison was never shown."""
 
 
+class NotRevisable(AnnotateError):
+    """A judgment that its annotator cannot change any more."""
+
+
 class UnknownQuality(AnnotateError):
     """A comparison that simulated annotators cannot judge."""

@@ -12,7 +12,7 @@ from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
 from annotate.formats.rows import NOT_TOLD
-from annotate.models import Annotator, Comparison, Judgment, Lease, Option, Project, Response, Skip
+from annotate.models import Annotator, Comparison, Judgment, Lease, Option, Project, Skip, Standing
 
 ROWS_AT_ONCE = 500
 
@@ -21,7 +21,7 @@ def projects_with_progress(user: User) -> QuerySet[Project]:
     """This user's projects with num_comparisons, num_judged (by me) and num_open (that I could still judge)."""
     annotator = Annotator.objects.filter(user=user).first()
     here = OuterRef("pk")
-    comparisons = Comparison.objects.filter(project=here)
+    comparisons = Comparison.objects.filter(project=here, is_gold=False)
     judged = Judgment.objects.filter(project=here, annotator=annotator)
     open_to_me = comparisons.open_to(annotator) if annotator else comparisons.filter(num_taken__lt=F("num_wanted"))
     held_by_me = Lease.objects.filter(project=here, annotator=annotator)
@@ -32,6 +32,12 @@ def projects_with_progress(user: User) -> QuerySet[Project]:
         + _count(held_by_me, "pk")
         + _count(_left_behind(here, annotator), "comparison"),
     )
+
+
+def num_judged(project: Project, user: User) -> int:
+    """How many comparisons of the project this user has judged."""
+    standing = Standing.objects.filter(project=project, annotator__user=user).values_list("num_judged", flat=True)
+    return standing.first() or 0
 
 
 @dataclass(frozen=True)
@@ -61,14 +67,12 @@ class ComparisonPage:
         return self.num_responses == 2
 
 
-def comparison_page(lease: Lease) -> ComparisonPage:
-    comparison = Comparison.objects.select_related("prompt", "project").get(pk=lease.comparison_id)
-    contents = dict(Response.objects.filter(pk__in=lease.shown_order).values_list("pk", "content"))
+def comparison_page(lease: Lease, project: Project) -> ComparisonPage:
     return ComparisonPage(
-        project=comparison.project,
-        comparison=comparison,
-        messages=comparison.prompt.messages,
-        responses=[ShownResponse(pk, contents[pk]) for pk in lease.shown_order],
+        project=project,
+        comparison=lease.comparison,
+        messages=lease.comparison.prompt.messages,
+        responses=[ShownResponse(pk, lease.contents[pk]) for pk in lease.shown_order],
         key=lease.key,
     )
 
@@ -83,7 +87,7 @@ def judgment_rows(
     if up_to_id is not None:
         judgments = judgments.filter(pk__lte=up_to_id)
     options = Option.objects.select_related("response").order_by("position")
-    shaped = judgments.select_related("comparison__prompt", "annotator").prefetch_related(
+    shaped = judgments.select_related("comparison__prompt", "annotator", "edited_response").prefetch_related(
         Prefetch("comparison__options", queryset=options)
     )
     for judgment in shaped.order_by("pk").iterator(chunk_size=ROWS_AT_ONCE):
@@ -92,6 +96,7 @@ def judgment_rows(
 
 def _row(judgment: Judgment) -> dict[str, Any]:
     responses = [option.response for option in judgment.comparison.options.all()]
+    responses += [judgment.edited_response] if judgment.edited_response else []
     index = {response.pk: position for position, response in enumerate(responses)}
     return {
         "id": judgment.row_id or (judgment.import_key or judgment.key.hex)[:16],

@@ -3,36 +3,107 @@
 Judging is leased: `lease_next` takes a place at a comparison before it is shown, `record_judgment` turns the lease
 into a judgment, `skip_comparison` gives the place back. Places are counted by conditional updates of
 `Comparison.num_taken`; row locks (PostgreSQL) or the one writer (SQLite) only spare the losers of a race a retry.
-Lock order everywhere: annotator, lease, comparison.
+Lock order everywhere: standing, lease, comparison. Other writes stand beside this module: `people`, `gold`, `review`,
+`guidance` and `live`.
 """
 
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import groupby
 from pathlib import Path
-from typing import Any
-from uuid import UUID
+from typing import Any, Required, TypedDict, Unpack
+from uuid import UUID, uuid5
 
 from django.contrib.auth.models import User
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models import F, Q, Subquery, Value
+from django.db.models import F, Q, QuerySet, Subquery, Value
 from django.db.models.functions import Coalesce, Greatest
+from django.forms import model_to_dict
 from django.utils import timezone
+from django.utils.translation import gettext as _
 
 from annotate.bulk import ImportReport, store_rows
 from annotate.demonstration.annotator import judge
 from annotate.demonstration.quality import is_known, quality
 from annotate.demonstration.recipes import demonstration_rows
-from annotate.errors import BadProject, BadRanking, NotLeased, UnknownQuality
+from annotate.errors import BadProject, BadRanking, NotLeased, NotRevisable, UnknownQuality
 from annotate.formats import read_file, read_row
 from annotate.formats.rows import Row
-from annotate.models import OVERALL, Annotator, Comparison, Judgment, Lease, Project, Prompt, Response, Skip
+from annotate.identity import response_digest
+from annotate.models import (
+    OVERALL,
+    Annotator,
+    Comparison,
+    Draft,
+    Flag,
+    Gold,
+    Judgment,
+    Lease,
+    Mirror,
+    Project,
+    Prompt,
+    Response,
+    Revision,
+    Skip,
+    Standing,
+)
+from annotate.stats.gold import gold_score
 
 DEMONSTRATION = Path(__file__).parent / "demonstration"
 REAPED_AT_ONCE = 100  # expired leases given back by one call: its cost stays flat after a long break
+MAX_HELD = 2  # the comparison on the page, and the one that the page has fetched ahead
+NUM_REVISABLE = 20
+MAX_NOTE = 2000  # characters
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an annotator says of a comparison, as a whole or of one aspect, in response ids."""
+
+    ranking: list[list[int]]
+    strength: int | None = None
+    bad: tuple[int, ...] = ()
+    is_all_bad: bool = False
+    ratings: Mapping[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A better answer that the annotator wrote, from one of the responses or from nothing."""
+
+    text: str
+    response_id: int | None = None
+
+
+class Told(TypedDict, total=False):
+    """What goes with an answer: why, where, how it came about and how long it took."""
+
+    rationale: str
+    highlights: list[dict[str, Any]]
+    placement: str
+    seconds: float | None
+    total_seconds: float | None
+
+
+class Submission(Told, total=False):
+    """An answer on its way in. `lease` spares a query where the caller has it."""
+
+    ranking: Required[list[list[int]]]
+    key: Required[UUID]
+    source: Required[str]
+    strength: int | None
+    is_all_bad: bool
+    bad: Sequence[int]
+    ratings: Mapping[int, int] | None
+    aspects: Mapping[str, Answer] | None
+    edit: Edit | None
+    aspect: str
+    lease: Lease | None
 
 
 @transaction.atomic
@@ -41,89 +112,137 @@ def annotator_for(*, user: User) -> Annotator:
     return Annotator.objects.get_or_create(user=user, defaults=person)[0]
 
 
-def lease_next(*, project: Project, annotator: Annotator, now: datetime | None = None) -> Lease | None:
-    """The comparison this annotator should judge next, held for them; none if there is nothing left for them."""
+def lease_next(
+    *, project: Project, annotator: Annotator, besides: Collection[int] = (), now: datetime | None = None
+) -> Lease | None:
+    """The comparison this annotator should judge next, held for them; none if there is nothing left for them.
+
+    What they hold already comes first, the oldest before the newer, except the comparisons in `besides`: those are
+    on the page, and the one after them is wanted. Nobody holds more than MAX_HELD at once.
+    """
     now = now or timezone.now()
-    expired = Lease.objects.filter(project=project, expires_at__lte=now)
-    if expired.exists():
-        _reap(expired)  # its own transaction: it locks other comparisons than the one about to be taken
-    return _lease_next(project, annotator, now)
+    _reap(project, now)
+    with transaction.atomic():
+        return _lease_next(_lock_standing(project.pk, annotator), project, annotator, besides, now)
 
 
 @transaction.atomic
-def _lease_next(project: Project, annotator: Annotator, now: datetime) -> Lease | None:
-    _lock(annotator)
-    mine = Lease.objects.filter(annotator=annotator, project=project, expires_at__gt=now)
-    if lease := mine.select_related("comparison").first():
-        return lease
-    comparison = _free_comparison(project, annotator)
-    if comparison is None or not _take_place(comparison):
-        return None
-    response_ids = comparison.options.values_list("response_id", flat=True)
-    return Lease.objects.create(
-        comparison=comparison,
-        project=project,
-        annotator=annotator,
-        shown_order=shown_order(comparison, annotator, response_ids),
-        leased_at=now,
-        expires_at=now + timedelta(minutes=project.lease_minutes),
-    )
-
-
-@transaction.atomic
-def record_judgment(
-    *,
-    comparison: Comparison,
-    annotator: Annotator,
-    ranking: list[list[int]],
-    key: UUID,
-    source: str,
-    strength: int | None = None,
-    is_all_bad: bool = False,
-    aspect: str = OVERALL,
-    seconds: float | None = None,
-) -> Judgment:
-    """Store one annotator's ranking of response ids, best first, ties as groups.
+def record_judgment(*, comparison: Comparison, annotator: Annotator, **answer: Unpack[Submission]) -> Judgment:
+    """Store one annotator's ranking of response ids, best first, ties as groups, and what they say of each aspect.
 
     The same submit again, or another one for the same comparison and aspect, returns what is stored. A judgment
     that comes after its lease ran out takes a free place, or is kept as an extra one.
 
     Raises:
-        BadRanking: the ranking is no partition of the comparison's responses, or the strength does not fit it.
+        BadRanking: the ranking is no partition of the comparison's responses, or what goes with it does not fit it.
         NotLeased: the comparison was never shown to this annotator.
     """
-    _lock(annotator)
-    if stored := _stored_judgment(comparison, annotator, aspect, key):
-        return stored
+    return _record(_lock_standing(comparison.project_id, annotator), comparison, annotator, answer)
+
+
+def record_and_lease_next(
+    *,
+    comparison: Comparison,
+    annotator: Annotator,
+    besides: Collection[int] = (),
+    now: datetime | None = None,
+    **answer: Unpack[Submission],
+) -> tuple[Judgment, Lease | None]:
+    """`record_judgment` and `lease_next` in one transaction, which is what a submit from the page costs."""
+    now, project = now or timezone.now(), comparison.project
+    _reap(project, now)
+    with transaction.atomic():
+        standing = _lock_standing(project.pk, annotator)
+        judgment = _record(standing, comparison, annotator, answer)
+        return judgment, _lease_next(standing, project, annotator, besides, now)
+
+
+@transaction.atomic
+def revise_judgment(
+    *,
+    judgment: Judgment,
+    answer: Answer,
+    aspects: Mapping[str, Answer] | None = None,
+    edit: Edit | None = None,
+    **told: Unpack[Told],
+) -> Judgment:
+    """Put another answer in the place of one of the annotator's last judgments; what it said before is kept.
+
+    Raises:
+        BadRanking: as `record_judgment` does.
+        NotRevisable: newer judgments have put it out of reach, or it is somebody else's kind of judgment.
+    """
+    annotator, comparison = judgment.annotator, judgment.comparison
+    _lock_standing(judgment.project_id, annotator)
+    if not revisable(judgment.project, annotator).filter(pk=judgment.pk).exists():
+        raise NotRevisable(_("Only your last %(number)s judgments can be changed.") % {"number": NUM_REVISABLE})
     response_ids = list(comparison.options.values_list("response_id", flat=True))
-    check_ranking(ranking, response_ids, strength)
-    was_held, _ = Lease.objects.filter(comparison=comparison, annotator=annotator).delete()
-    if not was_held and key != Lease.key_for(comparison.pk, annotator.pk):
-        raise NotLeased("This comparison was not shown to you.")
-    return Judgment.objects.create(
-        comparison=comparison,
-        project_id=comparison.project_id,
-        annotator=annotator,
-        aspect=aspect,
-        ranking=ranking,
-        strength=strength,
-        is_all_bad=is_all_bad,
-        is_extra=not was_held and not _take_place(comparison),
-        shown_order=shown_order(comparison, annotator, response_ids),
-        seconds=seconds if seconds is not None and math.isfinite(seconds) and seconds >= 0 else None,
-        source=source,
-        key=key,
+    answers = {OVERALL: answer, **(aspects or {})}
+    for each in answers.values():
+        check_answer(each, response_ids, comparison.project)
+    edited = _store_edit(comparison, annotator, edit) if edit else None
+    mine = comparison.judgments.select_for_update().filter(annotator=annotator, repeat=0)
+    by_aspect = {stored.aspect: stored for stored in mine}
+    for name, each in answers.items():
+        said = {**_said(each, comparison.project, edited), **_told(told)}
+        if name in by_aspect:
+            _revise(by_aspect[name], said)
+        else:
+            _add_aspect(judgment, name, said)
+    Draft.objects.filter(comparison=comparison, annotator=annotator).delete()
+    judgment.refresh_from_db()
+    return judgment
+
+
+def revisable(project: Project, annotator: Annotator) -> QuerySet[Judgment]:
+    """The annotator's last judgments of this project, newest first: those that they can go back to."""
+    mine = Judgment.objects.filter(project=project, annotator=annotator, aspect=OVERALL)
+    newest = mine.exclude(source=Judgment.Source.IMPORT).order_by("-pk").values("pk")[:NUM_REVISABLE]
+    return mine.filter(pk__in=list(newest.values_list("pk", flat=True))).order_by("-pk")
+
+
+@transaction.atomic
+def skip_comparison(*, comparison: Comparison, annotator: Annotator, reason: str = "", note: str = "") -> None:
+    """Give the comparison back and never offer it to this annotator again."""
+    _lock_standing(comparison.project_id, annotator)
+    if _give_up_lease(comparison, annotator):
+        Comparison.objects.filter(pk=comparison.pk).update(num_taken=F("num_taken") - 1)
+    Draft.objects.filter(comparison=comparison, annotator=annotator).delete()
+    Skip.objects.get_or_create(
+        comparison=comparison, annotator=annotator, defaults={"reason": reason, "note": note[:MAX_NOTE]}
     )
 
 
 @transaction.atomic
-def skip_comparison(*, comparison: Comparison, annotator: Annotator) -> None:
-    """Give the comparison back and never offer it to this annotator again."""
-    _lock(annotator)
-    was_held, _ = Lease.objects.filter(comparison=comparison, annotator=annotator).delete()
-    if was_held:
-        Comparison.objects.filter(pk=comparison.pk).update(num_taken=F("num_taken") - 1)
-    Skip.objects.get_or_create(comparison=comparison, annotator=annotator)
+def flag_comparison(*, comparison: Comparison, annotator: Annotator, reason: str, note: str = "") -> Flag:
+    """Tell the leads about a comparison. The same reason again puts the newer note in the place of the older."""
+    said = {"project_id": comparison.project_id, "note": note[:MAX_NOTE], "resolved_at": None, "resolved_by": None}
+    return Flag.objects.update_or_create(comparison=comparison, annotator=annotator, reason=reason, defaults=said)[0]
+
+
+@transaction.atomic
+def save_draft(*, comparison: Comparison, annotator: Annotator, values: dict[str, Any]) -> bool:
+    """Keep what was entered, and renew the lease. False if the comparison is not the annotator's to judge any more."""
+    is_held = renew_lease(comparison=comparison, annotator=annotator)
+    if is_held or revisable(comparison.project, annotator).filter(comparison=comparison).exists():
+        Draft.objects.update_or_create(comparison=comparison, annotator=annotator, defaults={"values": values})
+        return True
+    return False
+
+
+@transaction.atomic
+def renew_lease(*, comparison: Comparison, annotator: Annotator, now: datetime | None = None) -> bool:
+    """Hold a comparison for longer; one whose lease ran out is taken again if its place is still free."""
+    now = now or timezone.now()
+    project = comparison.project
+    expires_at = now + timedelta(minutes=project.lease_minutes)
+    if Lease.objects.filter(comparison=comparison, annotator=annotator).update(expires_at=expires_at):
+        return True
+    _lock_standing(project.pk, annotator)
+    if not Comparison.objects.filter(pk=comparison.pk).open_to(annotator).exists() or not _take_place(comparison):
+        return False
+    _lease(comparison, project, annotator, now)
+    return True
 
 
 @transaction.atomic
@@ -131,7 +250,7 @@ def set_overlap(*, project: Project, overlap: int) -> None:
     """Ask for that many judgments of every comparison, new and old; a place that is taken stays."""
     project.overlap = overlap
     project.save(update_fields=["overlap"])
-    project.comparisons.update(num_wanted=Greatest(F("num_taken"), Value(overlap)))
+    project.comparisons.filter(is_gold=False).update(num_wanted=Greatest(F("num_taken"), Value(overlap)))
 
 
 def check_file(path: Path) -> int:
@@ -243,28 +362,294 @@ def check_ranking(ranking: list[list[int]], items: Iterable[int], strength: int 
         raise BadRanking("Only a pair with a better response has a strength: 1 slightly, 2 strongly.")
 
 
-def _lock(annotator: Annotator) -> None:
-    """One thing at a time for each annotator: two tabs, or a submit sent twice, come one after the other."""
-    Annotator.objects.select_for_update(no_key=True).values_list("pk").get(pk=annotator.pk)
+def lease_shown(comparison: Comparison, annotator: Annotator, key: UUID | None) -> Lease:
+    """The lease under which a page was shown, also when it has run out since: then the page's key proves it.
 
-
-def _free_comparison(project: Project, annotator: Annotator) -> Comparison | None:
-    """An open comparison, from the one judged last onwards, then from the first; locked where rows can be locked.
-
-    Going on from the last one keeps the search short for somebody who is far ahead of everybody else.
+    Raises:
+        NotLeased: the page was never shown to this annotator.
     """
-    mine = Judgment.objects.filter(project=project, annotator=annotator).order_by("-pk")
-    last = Coalesce(Subquery(mine.values("comparison_id")[:1]), 0)
-    open_comparisons = Comparison.objects.filter(project=project).open_to(annotator).order_by("pk")
+    if lease := Lease.objects.filter(comparison=comparison, annotator=annotator).first():
+        return lease
+    for mirror in Mirror.values:
+        if key == Lease.key_for(comparison.pk, annotator.pk, mirror):
+            response_ids = comparison.options.values_list("response_id", flat=True)
+            order = shown_order(comparison, annotator, response_ids, mirror)
+            return Lease(comparison=comparison, annotator=annotator, shown_order=order, mirror=mirror)
+    raise NotLeased(_("This comparison was not shown to you."))
+
+
+def check_answer(answer: Answer, response_ids: Collection[int], project: Project) -> None:
+    """Refuse an answer that a project of this kind cannot hold.
+
+    Raises:
+        BadRanking: says why.
+    """
+    check_ranking(answer.ranking, response_ids, answer.strength)
+    last_group = set(answer.ranking[-1])
+    if answer.bad and set(answer.bad) not in ({*response_ids}, last_group):
+        raise BadRanking(_("What is not acceptable must stand together at the end of the ranking."))
+    if project.kind == Project.Kind.RATING:
+        _check_ratings(answer, response_ids, project.rating_max)
+    if project.kind == Project.Kind.BEST and [len(group) for group in answer.ranking] not in (
+        [1, len(response_ids) - 1],
+        [len(response_ids)],
+    ):
+        raise BadRanking(_("Choose one response as the best."))
+
+
+def _check_ratings(answer: Answer, response_ids: Collection[int], rating_max: int) -> None:
+    ratings = answer.ratings or {}
+    if ratings.keys() != set(response_ids) or not all(1 <= rating <= rating_max for rating in ratings.values()):
+        raise BadRanking(_("Rate each response from 1 to %(highest)s.") % {"highest": rating_max})
+    if answer.ranking != ranking_by_rating(ratings):
+        raise BadRanking(_("The ranking must follow from the ratings."))
+
+
+def ranking_by_rating(ratings: Mapping[int, int]) -> list[list[int]]:
+    """The order that ratings give; equal ratings are ties."""
+    by_rating = sorted(ratings, key=lambda pk: (-ratings[pk], pk))
+    return [list(group) for _rating, group in groupby(by_rating, key=ratings.__getitem__)]
+
+
+def _lock_standing(project_id: int, annotator: Annotator) -> Standing:
+    """One thing at a time for each annotator: two tabs, or a submit sent twice, come one after the other."""
+    here = {"project_id": project_id, "annotator": annotator}
+    standing = Standing.objects.select_for_update(no_key=True).filter(**here).first()
+    if standing is None:
+        Standing.objects.bulk_create([Standing(**here)], ignore_conflicts=True)
+        standing = Standing.objects.select_for_update(no_key=True).get(**here)
+    return standing
+
+
+def _lease_next(
+    standing: Standing, project: Project, annotator: Annotator, besides: Collection[int], now: datetime
+) -> Lease | None:
+    mine = Lease.objects.filter(annotator=annotator, project=project, expires_at__gt=now)
+    held = list(mine.select_related("comparison__prompt").order_by("pk"))
+    for lease in held:
+        if lease.comparison_id not in besides:
+            return lease
+    if len(held) >= MAX_HELD:
+        return None
+    comparison = _next_comparison(project, annotator, standing)
+    if comparison is None or not _take_place(comparison):
+        return None
+    return _lease(comparison, project, annotator, now)
+
+
+def _record(standing: Standing, comparison: Comparison, annotator: Annotator, submission: "Submission") -> Judgment:
+    aspect, key = submission.get("aspect", OVERALL), submission["key"]
+    held = Lease.objects.filter(comparison=comparison, annotator=annotator)
+    lease = submission.get("lease") or held.first()
+    if not lease and (stored := _stored_judgment(comparison, annotator, aspect, key)):
+        return stored
+    lease = lease or lease_shown(comparison, annotator, key)
+    answers = {aspect: _answer(submission), **(submission.get("aspects") or {})}
+    for answer in answers.values():
+        check_answer(answer, lease.shown_order, comparison.project)
+    was_held = bool(held.delete()[0])  # then there is no judgment yet: nobody holds what they have judged
+    if not was_held and (stored := _stored_judgment(comparison, annotator, aspect, key)):
+        return stored
+    edit = submission.get("edit")
+    edited = _store_edit(comparison, annotator, edit) if edit else None
+    common = {
+        **_told(submission),
+        "is_extra": not was_held and not _take_place(comparison),
+        "shown_order": lease.shown_order,
+        "mirror": lease.mirror,
+        "guidelines_version": lease.guidelines_version or None,
+        "source": submission["source"],
+    }
+    judgments = [
+        Judgment(
+            comparison=comparison,
+            project_id=comparison.project_id,
+            annotator=annotator,
+            aspect=name,
+            key=key if name == aspect else uuid5(key, name),
+            **_said(answer, comparison.project, edited),
+            **common,
+        )
+        for name, answer in answers.items()
+    ]
+    Judgment.objects.bulk_create(judgments)
+    Draft.objects.filter(comparison=comparison, annotator=annotator).delete()
+    _move_on(standing, comparison, judgments[0].ranking)
+    return judgments[0]
+
+
+def _answer(submission: "Submission") -> Answer:
+    return Answer(
+        ranking=submission["ranking"],
+        strength=submission.get("strength"),
+        bad=tuple(submission.get("bad", ())),
+        is_all_bad=submission.get("is_all_bad", False),
+        ratings=submission.get("ratings"),
+    )
+
+
+def _next_comparison(project: Project, annotator: Annotator, standing: Standing) -> Comparison | None:
+    if project.qualification_size and not standing.qualified_at:
+        return None if standing.failed_at else _gold_comparison(project, annotator, Gold.Use.QUALIFICATION)
+    if project.gold_rate and random.random() < project.gold_rate:
+        gold = _gold_comparison(project, annotator, Gold.Use.MIXED)
+        if gold is not None:
+            return gold
+    return _free_comparison(project, annotator, standing)
+
+
+def _gold_comparison(project: Project, annotator: Annotator, use: str) -> Comparison | None:
+    golds = Comparison.objects.filter(project=project, is_gold=True, gold__use=use).open_to(annotator)
+    return golds.order_by("shuffle").first()
+
+
+def _free_comparison(project: Project, annotator: Annotator, standing: Standing) -> Comparison | None:
+    """An open comparison in the project's order; locked where rows can be locked.
+
+    Where the order stays as it is, the search goes on from the comparison judged last and then from the first: that
+    keeps it short for somebody who is far ahead of everybody else.
+    """
+    free = Comparison.objects.filter(project=project, is_gold=False).open_to(annotator)
+    ordered, ahead = _in_order(project, free, standing)
     searches = (
-        (open_comparisons.filter(pk__gt=last), True),
-        (open_comparisons, True),
-        (open_comparisons, False),  # others are at all that is left: wait for what they leave
+        *([(ahead, True)] if ahead is not None else []),
+        (ordered, True),
+        (ordered, False),  # others are at all that is left: wait for what they leave
     )
     for candidates, skip_locked in searches:
-        if comparison := candidates.select_for_update(no_key=True, skip_locked=skip_locked).first():
+        locked = candidates.select_for_update(no_key=True, skip_locked=skip_locked, of=("self",))
+        if comparison := locked.select_related("prompt").first():
             return comparison
     return None
+
+
+def _in_order(
+    project: Project, free: QuerySet[Comparison], standing: Standing
+) -> tuple[QuerySet[Comparison], QuerySet[Comparison] | None]:
+    """Free comparisons in the order to ask them, and those of them that come after the one judged last."""
+    last = Comparison.objects.filter(pk=standing.last_comparison_id or 0)
+    if project.strategy == Project.Strategy.IN_ORDER:
+        return free.order_by("pk"), free.filter(pk__gt=standing.last_comparison_id or 0).order_by("pk")
+    by_chance = free.order_by("shuffle", "pk")
+    if project.strategy == Project.Strategy.RANDOM:
+        return by_chance, by_chance.filter(shuffle__gte=Coalesce(Subquery(last.values("shuffle")), 0))
+    if random.random() < project.random_share:
+        return by_chance, None
+    return free.order_by("-priority", "shuffle", "pk"), None
+
+
+def _lease(comparison: Comparison, project: Project, annotator: Annotator, now: datetime) -> Lease:
+    """The lease on a place that has been taken."""
+    responses = Response.objects.filter(options__comparison=comparison)
+    contents = dict(responses.values_list("pk", "content"))
+    mirror = _mirror(comparison, project)
+    lease = Lease(
+        comparison=comparison,
+        project=project,
+        annotator=annotator,
+        shown_order=shown_order(comparison, annotator, contents, mirror),
+        mirror=mirror,
+        guidelines_version=project.guidelines_version,
+        leased_at=now,
+        expires_at=now + timedelta(minutes=project.lease_minutes),
+    )
+    lease.contents = contents
+    lease.save(force_insert=True)
+    return lease
+
+
+def _mirror(comparison: Comparison, project: Project) -> str:
+    """A share of comparisons is shown to every second annotator as the mirror image of what the others see."""
+    if comparison.is_gold or random.Random(f"mirror {comparison.pk}").random() >= project.mirror_share:
+        return Mirror.OWN
+    return Mirror.MIRRORED if comparison.num_taken % 2 else Mirror.STRAIGHT
+
+
+def _give_up_lease(comparison: Comparison, annotator: Annotator) -> Lease | None:
+    """The lease that was held, deleted; none if there was none, or if it was just taken away."""
+    lease = Lease.objects.filter(comparison=comparison, annotator=annotator).first()
+    was_held = lease is not None and Lease.objects.filter(pk=lease.pk).delete()[0]
+    return lease if was_held else None
+
+
+def _store_edit(comparison: Comparison, annotator: Annotator, edit: Edit) -> Response | None:
+    """An annotator's better answer as a response of the prompt; none if it says what is there already."""
+    if comparison.responses.filter(content=edit.text).exists():
+        return None
+    return Response.objects.get_or_create(
+        prompt_id=comparison.prompt_id,
+        digest=response_digest(edit.text, "", 0),
+        defaults={"content": edit.text, "author": annotator, "edited_from_id": edit.response_id},
+    )[0]
+
+
+def _said(answer: Answer, project: Project, edited: Response | None) -> dict[str, Any]:
+    return {
+        "kind": project.kind,
+        "ranking": [[edited.pk], *answer.ranking] if edited else answer.ranking,
+        "strength": answer.strength,
+        "is_all_bad": answer.is_all_bad,
+        "bad": list(answer.bad),
+        "ratings": {str(pk): rating for pk, rating in answer.ratings.items()} if answer.ratings else None,
+        "edited_response": edited,
+    }
+
+
+def _told(told: Told) -> dict[str, Any]:
+    """What goes with an answer. No answer is refused because a clock is wrong: such a time becomes unknown."""
+    times = {"seconds": told.get("seconds"), "total_seconds": told.get("total_seconds")}
+    said: dict[str, Any] = {name: told[name] for name in ("rationale", "highlights", "placement") if name in told}
+    return {**said, **{name: time if _is_time(time) else None for name, time in times.items()}}
+
+
+def _is_time(seconds: float | None) -> bool:
+    return seconds is not None and math.isfinite(seconds) and seconds >= 0
+
+
+def _revise(judgment: Judgment, said: dict[str, Any]) -> None:
+    before = model_to_dict(judgment, fields=said.keys())
+    after = {**before, **said, "edited_response": said["edited_response"] and said["edited_response"].pk}
+    if after == before:
+        return
+    Revision.objects.create(judgment=judgment, values=before)
+    for name, value in said.items():
+        setattr(judgment, name, value)
+    judgment.num_revisions += 1
+    judgment.save(update_fields=[*said, "num_revisions"])
+
+
+def _add_aspect(judgment: Judgment, aspect: str, said: dict[str, Any]) -> None:
+    """An aspect that is asked now and was not when the comparison was judged."""
+    same = model_to_dict(judgment, fields=("shown_order", "mirror", "guidelines_version", "source", "is_extra"))
+    Judgment.objects.create(
+        comparison_id=judgment.comparison_id,
+        project_id=judgment.project_id,
+        annotator_id=judgment.annotator_id,
+        aspect=aspect,
+        key=uuid5(judgment.key, aspect),
+        **same,
+        **said,
+    )
+
+
+def _move_on(standing: Standing, comparison: Comparison, ranking: list[list[int]]) -> None:
+    """Count a judgment where its annotator stands; a gold one says whether they are qualified."""
+    standing.num_judged += 1
+    standing.last_comparison = standing.last_comparison if comparison.is_gold else comparison
+    if comparison.is_gold:
+        standing.num_gold += 1
+        standing.gold_score += gold_score(ranking, comparison.gold.ranking)
+        _qualify(standing, comparison.project)
+    standing.save()
+
+
+def _qualify(standing: Standing, project: Project) -> None:
+    if standing.qualified_at or standing.failed_at or standing.num_gold < (project.qualification_size or math.inf):
+        return
+    if standing.gold_score / standing.num_gold >= project.qualification_accuracy:
+        standing.qualified_at = timezone.now()
+    else:
+        standing.failed_at = timezone.now()
 
 
 def _take_place(comparison: Comparison) -> bool:
@@ -272,11 +657,14 @@ def _take_place(comparison: Comparison) -> bool:
     return free.update(num_taken=F("num_taken") + 1) == 1
 
 
-def shown_order(comparison: Comparison, annotator: Annotator, response_ids: Iterable[int]) -> list[int]:
+def shown_order(
+    comparison: Comparison, annotator: Annotator, response_ids: Iterable[int], mirror: str = Mirror.OWN
+) -> list[int]:
     """The order from left to right, drawn once for ever for this annotator and comparison."""
     order = sorted(response_ids)
-    random.Random(f"{annotator.pk} {comparison.pk}").shuffle(order)
-    return order
+    seed = f"{annotator.pk} {comparison.pk}" if mirror == Mirror.OWN else f"{comparison.pk}"
+    random.Random(seed).shuffle(order)
+    return order[::-1] if mirror == Mirror.MIRRORED else order
 
 
 def _stored_judgment(comparison: Comparison, annotator: Annotator, aspect: str, key: UUID) -> Judgment | None:
@@ -287,8 +675,15 @@ def _stored_judgment(comparison: Comparison, annotator: Annotator, aspect: str, 
     return stored
 
 
+def _reap(project: Project, now: datetime) -> None:
+    """Give back what expired leases hold, in a transaction of its own: it locks comparisons that callers do not."""
+    expired = Lease.objects.filter(project=project, expires_at__lte=now)
+    if expired.exists():
+        _free_places(expired)
+
+
 @transaction.atomic
-def _reap(expired: Any) -> None:
+def _free_places(expired: QuerySet[Lease]) -> None:
     """Delete expired leases and free their places; leases that another call is reaping are left to it."""
     leases = expired.select_for_update(skip_locked=True).order_by("pk")[:REAPED_AT_ONCE]
     held = dict(leases.values_list("pk", "comparison_id"))

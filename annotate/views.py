@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from django.contrib.auth.models import User
 from django.contrib.auth.views import redirect_to_login
-from django.forms import BoundField
+from django.core.exceptions import ValidationError
+from django.forms import BoundField, UUIDField
 from django.http import Http404, HttpResponse, HttpResponseRedirect
 from django.http import HttpRequest as PlainHttpRequest
 from django.shortcuts import get_object_or_404, render
@@ -22,6 +23,7 @@ from django_htmx.http import HttpResponseClientRedirect, push_url
 from django_htmx.middleware import HtmxDetails
 
 from annotate import queries, services
+from annotate.errors import NotLeased
 from annotate.forms import LETTERS, ListwiseForm, PairwiseForm, judgment_form
 from annotate.models import Annotator, Comparison, Judgment, Lease, Project, Skip
 
@@ -82,8 +84,9 @@ def compare(request: HttpRequest, pk: int) -> HttpResponse:
     annotator = get_object_or_404(Annotator, user=request.user)
     if request.method == "POST":
         return submit(request, comparison, annotator)
-    if lease := Lease.objects.filter(comparison=comparison, annotator=annotator).first():
-        return show_comparison(request, lease)
+    mine = Lease.objects.filter(comparison=comparison, annotator=annotator)
+    if lease := mine.select_related("comparison__prompt").first():
+        return show_comparison(request, comparison.project, lease)
     return show_past(request, comparison, annotator)
 
 
@@ -101,8 +104,8 @@ def submit(request: HttpRequest, comparison: Comparison, annotator: Annotator) -
     lease = shown_lease(request, comparison, annotator)
     form = judgment_form(comparison.num_responses, request.POST)
     if not form.is_valid():
-        return show_comparison(request, lease, form)
-    services.record_judgment(
+        return show_comparison(request, comparison.project, lease, form)
+    _judgment, following = services.record_and_lease_next(
         comparison=comparison,
         annotator=annotator,
         ranking=[[lease.shown_order[position] for position in group] for group in form.ranking],
@@ -111,37 +114,37 @@ def submit(request: HttpRequest, comparison: Comparison, annotator: Annotator) -
         seconds=form.cleaned_data["seconds"],
         key=lease.key,
         source=Judgment.Source.BROWSER,
+        lease=lease if lease.pk else None,
     )
-    return show_next(request, comparison.project, annotator)
+    return show_lease(request, comparison.project, following)
 
 
 def shown_lease(request: HttpRequest, comparison: Comparison, annotator: Annotator) -> Lease:
     """The lease under which the page was shown, also when it has run out since: the page's key proves it."""
-    if lease := Lease.objects.filter(comparison=comparison, annotator=annotator).first():
-        return lease
-    response_ids = comparison.options.values_list("response_id", flat=True)
-    order = services.shown_order(comparison, annotator, response_ids)
-    lease = Lease(comparison=comparison, annotator=annotator, shown_order=order)
-    if request.POST.get("key") != str(lease.key):
-        raise Http404("This comparison was not shown to you.")
-    return lease
+    try:
+        return services.lease_shown(comparison, annotator, UUIDField().clean(request.POST.get("key")))
+    except (NotLeased, ValidationError) as error:
+        raise Http404("This comparison was not shown to you.") from error
 
 
 def show_next(request: HttpRequest, project: Project, annotator: Annotator) -> HttpResponse:
-    lease = services.lease_next(project=project, annotator=annotator)
+    return show_lease(request, project, services.lease_next(project=project, annotator=annotator))
+
+
+def show_lease(request: HttpRequest, project: Project, lease: Lease | None) -> HttpResponse:
     if lease:
         url = reverse("annotate:comparison", args=[lease.comparison_id])
     else:
         url = reverse("annotate:done", args=[project.pk])
     if not request.htmx:
         return HttpResponseRedirect(url, status=HTTPStatus.SEE_OTHER)
-    return push_url(show_comparison(request, lease) if lease else show_done(request, project), url)
+    return push_url(show_comparison(request, project, lease) if lease else show_done(request, project), url)
 
 
 def show_comparison(
-    request: HttpRequest, lease: Lease, form: PairwiseForm | ListwiseForm | None = None
+    request: HttpRequest, project: Project, lease: Lease, form: PairwiseForm | ListwiseForm | None = None
 ) -> HttpResponse:
-    page = queries.comparison_page(lease)
+    page = queries.comparison_page(lease, project)
     form = form or judgment_form(page.num_responses, initial={"key": page.key})
     places = form.places if isinstance(form, ListwiseForm) else [None, None]
     contents = [response.content for response in page.responses]
@@ -167,6 +170,6 @@ def show_done(request: HttpRequest, project: Project) -> HttpResponse:
 
 
 def show(request: HttpRequest, project: Project, fragment: str, context: dict[str, Any]) -> HttpResponse:
-    num_judged = Judgment.objects.filter(project=project, annotator__user=request.user).count()
+    num_judged = queries.num_judged(project, request.user)
     context = {**context, "project": project, "num_judged": num_judged, "fragment": fragment}
     return render(request, fragment if request.htmx else "annotate/compare.html", context)

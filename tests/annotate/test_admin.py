@@ -232,7 +232,7 @@ def test_judgment_shows_its_strength(staff):
     judgment = factories.make_judgment(strength=2)
     better, worse = factories.response_ids(judgment.comparison)
 
-    assert cells(staff.get("/admin/annotate/judgment/"), "verdict") == [f"{better} &gt; {worse} (strongly better)"]
+    assert cells(staff.get("/admin/annotate/judgment/"), "verdict") == [f"{better} &gt; {worse} (much better)"]
 
 
 @pytest.mark.parametrize("model", ["comparison", "judgment"])

@@ -280,7 +280,7 @@ def test_comparison_takes_as_many_queries_however_long_the_list(client, annotato
     comparison = factories.make_comparison(k=k)
     factories.make_lease(comparison=comparison, annotator=annotator)
 
-    with django_assert_num_queries(8):
+    with django_assert_num_queries(7):
         client.get(url("comparison", comparison))
 
 
@@ -414,7 +414,7 @@ def test_submit_takes_few_queries(client, annotator, django_assert_max_num_queri
         factories.make_comparison(project=project)
     lease = factories.make_lease(comparison=project.comparisons.first(), annotator=annotator)
 
-    with django_assert_max_num_queries(24):
+    with django_assert_max_num_queries(20):
         client.post(url("comparison", lease.comparison), pair(lease), headers=HTMX)
 
 
