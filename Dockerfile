@@ -3,7 +3,7 @@
 FROM node:24-slim AS frontend
 WORKDIR /app
 COPY package.json package-lock.json ./
-RUN npm ci --ignore-scripts --no-audit --no-fund
+RUN npm ci --omit=dev --ignore-scripts --no-audit --no-fund
 
 FROM python:3.12-slim
 RUN useradd --uid 10001 --create-home plumbline \

@@ -1,4 +1,4 @@
-"""A headless Chromium for the tests that need one: `page`, and `shoot` for screenshots.
+"""A headless Chromium for the tests that need one: `page`, `shoot` for screenshots, `assert_accessible`.
 
 A page that logs an error, breaks the content security policy or calls another host fails its test. Screenshots go
 to the folder PLUMBLINE_SHOTS names, else to the test's own temporary folder.
@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
+from config.home import BASE_DIR
+
 ARGUMENTS = [
     "--headless",
     "--no-sandbox",
@@ -25,6 +27,13 @@ ARGUMENTS = [
 ]
 LAPTOP = {"width": 1366, "height": 768}
 Shoot = Callable[[str], Path]
+AXE = BASE_DIR / "node_modules" / "axe-core" / "axe.min.js"
+WCAG_22_AA = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+RUN_AXE = """async (tags) => {
+  const { violations } = await axe.run(document, { runOnly: tags, resultTypes: ["violations"], preload: false });
+  return violations.flatMap(({ id, nodes }) =>
+    nodes.map(({ target, failureSummary }) => `${id} at ${target.join(" ")}: ${failureSummary}`));
+}"""
 
 
 def chromium_path() -> str:
@@ -95,3 +104,13 @@ def shoot(page: Page, tmp_path: Path) -> Shoot:
         return path
 
     return shoot
+
+
+def assert_accessible(page: Page) -> None:
+    """axe finds nothing against WCAG 2.2 AA in the page as it stands; each finding names its rule and element.
+
+    Colours are looked at in the colour scheme of the moment (`page.emulate_media(color_scheme="dark")`), and while
+    something fades in axe takes its colour of the moment for its own: wait for what the test is about.
+    """
+    page.evaluate(AXE.read_text(encoding="utf-8"))  # by the debugger: the content security policy lets no script in
+    assert page.evaluate(RUN_AXE, WCAG_22_AA) == []

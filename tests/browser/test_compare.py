@@ -8,6 +8,7 @@ from playwright.sync_api import Page, expect
 from annotate.models import Judgment, Lease, Skip
 from tests import factories
 from tests.annotate import hostile
+from tests.browser.conftest import assert_accessible
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
@@ -437,3 +438,19 @@ LOW_CONTRAST = """() => {
   }
   return low;
 }"""
+
+
+@pytest.mark.parametrize("screen", ["laptop-light", "phone-dark"])
+def test_axe_finds_nothing(page, start, project, screen):
+    size, theme = screen.split("-")
+    make_pair(project)
+    make_list(project)
+    page.emulate_media(color_scheme=theme)
+    if size == "phone":
+        page.set_viewport_size(PHONE)
+    start()
+    assert_accessible(page)
+    page.get_by_role("button", name="Tie").click()
+    page.get_by_role("heading", name="Put the 4 responses in order").wait_for()
+    expect_ready(page)
+    assert_accessible(page)
