@@ -9,29 +9,29 @@ Lock order everywhere: standing, lease, comparison. Other writes stand beside th
 
 import math
 import random
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime, timedelta
-from itertools import groupby
 from pathlib import Path
-from typing import Any, Required, TypedDict, Unpack
+from typing import Any, Unpack
 from uuid import UUID, uuid5
 
 from django.contrib.auth.models import User
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models import F, Q, QuerySet, Subquery, Value
-from django.db.models.functions import Coalesce, Greatest
+from django.db.models import F, Q, QuerySet, Value
+from django.db.models.functions import Greatest
 from django.forms import model_to_dict
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from annotate.answers import Answer, Edit, Submission, Told, check_answer
 from annotate.bulk import ImportReport, store_rows
 from annotate.demonstration.annotator import judge
 from annotate.demonstration.quality import is_known, quality
 from annotate.demonstration.recipes import demonstration_rows
-from annotate.errors import BadProject, BadRanking, NotLeased, NotRevisable, UnknownQuality
+from annotate.distribution import lease_place, lease_shown, lock_standing, next_lease, reap, take_place
+from annotate.errors import BadProject, NotLeased, NotRevisable, UnknownQuality
 from annotate.formats import read_file, read_row
 from annotate.formats.rows import Row
 from annotate.identity import response_digest
@@ -41,10 +41,8 @@ from annotate.models import (
     Comparison,
     Draft,
     Flag,
-    Gold,
     Judgment,
     Lease,
-    Mirror,
     Project,
     Prompt,
     Response,
@@ -55,55 +53,8 @@ from annotate.models import (
 from annotate.stats.gold import gold_score
 
 DEMONSTRATION = Path(__file__).parent / "demonstration"
-REAPED_AT_ONCE = 100  # expired leases given back by one call: its cost stays flat after a long break
-MAX_HELD = 2  # the comparison on the page, and the one that the page has fetched ahead
 NUM_REVISABLE = 20
 MAX_NOTE = 2000  # characters
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What an annotator says of a comparison, as a whole or of one aspect, in response ids."""
-
-    ranking: list[list[int]]
-    strength: int | None = None
-    bad: tuple[int, ...] = ()
-    is_all_bad: bool = False
-    ratings: Mapping[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Edit:
-    """A better answer that the annotator wrote, from one of the responses or from nothing."""
-
-    text: str
-    response_id: int | None = None
-
-
-class Told(TypedDict, total=False):
-    """What goes with an answer: why, where, how it came about and how long it took."""
-
-    rationale: str
-    highlights: list[dict[str, Any]]
-    placement: str
-    seconds: float | None
-    total_seconds: float | None
-
-
-class Submission(Told, total=False):
-    """An answer on its way in. `lease` spares a query where the caller has it."""
-
-    ranking: Required[list[list[int]]]
-    key: Required[UUID]
-    source: Required[str]
-    strength: int | None
-    is_all_bad: bool
-    bad: Sequence[int]
-    ratings: Mapping[int, int] | None
-    aspects: Mapping[str, Answer] | None
-    edit: Edit | None
-    aspect: str
-    lease: Lease | None
 
 
 @transaction.atomic
@@ -121,9 +72,9 @@ def lease_next(
     on the page, and the one after them is wanted. Nobody holds more than MAX_HELD at once.
     """
     now = now or timezone.now()
-    _reap(project, now)
+    reap(project, now)
     with transaction.atomic():
-        return _lease_next(_lock_standing(project.pk, annotator), project, annotator, besides, now)
+        return next_lease(lock_standing(project.pk, annotator), project, annotator, besides, now)
 
 
 @transaction.atomic
@@ -137,7 +88,7 @@ def record_judgment(*, comparison: Comparison, annotator: Annotator, **answer: U
         BadRanking: the ranking is no partition of the comparison's responses, or what goes with it does not fit it.
         NotLeased: the comparison was never shown to this annotator.
     """
-    return _record(_lock_standing(comparison.project_id, annotator), comparison, annotator, answer)
+    return _record(lock_standing(comparison.project_id, annotator), comparison, annotator, answer)
 
 
 def record_and_lease_next(
@@ -150,11 +101,11 @@ def record_and_lease_next(
 ) -> tuple[Judgment, Lease | None]:
     """`record_judgment` and `lease_next` in one transaction, which is what a submit from the page costs."""
     now, project = now or timezone.now(), comparison.project
-    _reap(project, now)
+    reap(project, now)
     with transaction.atomic():
-        standing = _lock_standing(project.pk, annotator)
+        standing = lock_standing(project.pk, annotator)
         judgment = _record(standing, comparison, annotator, answer)
-        return judgment, _lease_next(standing, project, annotator, besides, now)
+        return judgment, next_lease(standing, project, annotator, besides, now)
 
 
 @transaction.atomic
@@ -173,7 +124,7 @@ def revise_judgment(
         NotRevisable: newer judgments have put it out of reach, or it is somebody else's kind of judgment.
     """
     annotator, comparison = judgment.annotator, judgment.comparison
-    _lock_standing(judgment.project_id, annotator)
+    lock_standing(judgment.project_id, annotator)
     if not revisable(judgment.project, annotator).filter(pk=judgment.pk).exists():
         raise NotRevisable(_("Only your last %(number)s judgments can be changed.") % {"number": NUM_REVISABLE})
     response_ids = list(comparison.options.values_list("response_id", flat=True))
@@ -204,7 +155,7 @@ def revisable(project: Project, annotator: Annotator) -> QuerySet[Judgment]:
 @transaction.atomic
 def skip_comparison(*, comparison: Comparison, annotator: Annotator, reason: str = "", note: str = "") -> None:
     """Give the comparison back and never offer it to this annotator again."""
-    _lock_standing(comparison.project_id, annotator)
+    lock_standing(comparison.project_id, annotator)
     if _give_up_lease(comparison, annotator):
         Comparison.objects.filter(pk=comparison.pk).update(num_taken=F("num_taken") - 1)
     Draft.objects.filter(comparison=comparison, annotator=annotator).delete()
@@ -238,10 +189,10 @@ def renew_lease(*, comparison: Comparison, annotator: Annotator, now: datetime |
     expires_at = now + timedelta(minutes=project.lease_minutes)
     if Lease.objects.filter(comparison=comparison, annotator=annotator).update(expires_at=expires_at):
         return True
-    _lock_standing(project.pk, annotator)
-    if not Comparison.objects.filter(pk=comparison.pk).open_to(annotator).exists() or not _take_place(comparison):
+    lock_standing(project.pk, annotator)
+    if not Comparison.objects.filter(pk=comparison.pk).open_to(annotator).exists() or not take_place(comparison):
         return False
-    _lease(comparison, project, annotator, now)
+    lease_place(comparison, project, annotator, now)
     return True
 
 
@@ -348,95 +299,6 @@ def seed_demonstration() -> Project:
     return project
 
 
-def check_ranking(ranking: list[list[int]], items: Iterable[int], strength: int | None) -> None:
-    """Refuse a ranking that is no partition of `items`, or a strength that nothing is stronger by.
-
-    Raises:
-        BadRanking: says which.
-    """
-    if not all(ranking) or sorted(item for group in ranking for item in group) != sorted(items):
-        raise BadRanking("The ranking must hold each response of the comparison exactly once.")
-    if strength is not None and (
-        strength not in Judgment.Strength.values or [len(group) for group in ranking] != [1, 1]
-    ):
-        raise BadRanking("Only a pair with a better response has a strength: 1 slightly, 2 strongly.")
-
-
-def lease_shown(comparison: Comparison, annotator: Annotator, key: UUID | None) -> Lease:
-    """The lease under which a page was shown, also when it has run out since: then the page's key proves it.
-
-    Raises:
-        NotLeased: the page was never shown to this annotator.
-    """
-    if lease := Lease.objects.filter(comparison=comparison, annotator=annotator).first():
-        return lease
-    for mirror in Mirror.values:
-        if key == Lease.key_for(comparison.pk, annotator.pk, mirror):
-            response_ids = comparison.options.values_list("response_id", flat=True)
-            order = shown_order(comparison, annotator, response_ids, mirror)
-            return Lease(comparison=comparison, annotator=annotator, shown_order=order, mirror=mirror)
-    raise NotLeased(_("This comparison was not shown to you."))
-
-
-def check_answer(answer: Answer, response_ids: Collection[int], project: Project) -> None:
-    """Refuse an answer that a project of this kind cannot hold.
-
-    Raises:
-        BadRanking: says why.
-    """
-    check_ranking(answer.ranking, response_ids, answer.strength)
-    last_group = set(answer.ranking[-1])
-    if answer.bad and set(answer.bad) not in ({*response_ids}, last_group):
-        raise BadRanking(_("What is not acceptable must stand together at the end of the ranking."))
-    if project.kind == Project.Kind.RATING:
-        _check_ratings(answer, response_ids, project.rating_max)
-    if project.kind == Project.Kind.BEST and [len(group) for group in answer.ranking] not in (
-        [1, len(response_ids) - 1],
-        [len(response_ids)],
-    ):
-        raise BadRanking(_("Choose one response as the best."))
-
-
-def _check_ratings(answer: Answer, response_ids: Collection[int], rating_max: int) -> None:
-    ratings = answer.ratings or {}
-    if ratings.keys() != set(response_ids) or not all(1 <= rating <= rating_max for rating in ratings.values()):
-        raise BadRanking(_("Rate each response from 1 to %(highest)s.") % {"highest": rating_max})
-    if answer.ranking != ranking_by_rating(ratings):
-        raise BadRanking(_("The ranking must follow from the ratings."))
-
-
-def ranking_by_rating(ratings: Mapping[int, int]) -> list[list[int]]:
-    """The order that ratings give; equal ratings are ties."""
-    by_rating = sorted(ratings, key=lambda pk: (-ratings[pk], pk))
-    return [list(group) for _rating, group in groupby(by_rating, key=ratings.__getitem__)]
-
-
-def _lock_standing(project_id: int, annotator: Annotator) -> Standing:
-    """One thing at a time for each annotator: two tabs, or a submit sent twice, come one after the other."""
-    here = {"project_id": project_id, "annotator": annotator}
-    standing = Standing.objects.select_for_update(no_key=True).filter(**here).first()
-    if standing is None:
-        Standing.objects.bulk_create([Standing(**here)], ignore_conflicts=True)
-        standing = Standing.objects.select_for_update(no_key=True).get(**here)
-    return standing
-
-
-def _lease_next(
-    standing: Standing, project: Project, annotator: Annotator, besides: Collection[int], now: datetime
-) -> Lease | None:
-    mine = Lease.objects.filter(annotator=annotator, project=project, expires_at__gt=now)
-    held = list(mine.select_related("comparison__prompt").order_by("pk"))
-    for lease in held:
-        if lease.comparison_id not in besides:
-            return lease
-    if len(held) >= MAX_HELD:
-        return None
-    comparison = _next_comparison(project, annotator, standing)
-    if comparison is None or not _take_place(comparison):
-        return None
-    return _lease(comparison, project, annotator, now)
-
-
 def _record(standing: Standing, comparison: Comparison, annotator: Annotator, submission: "Submission") -> Judgment:
     aspect, key = submission.get("aspect", OVERALL), submission["key"]
     held = Lease.objects.filter(comparison=comparison, annotator=annotator)
@@ -454,7 +316,7 @@ def _record(standing: Standing, comparison: Comparison, annotator: Annotator, su
     edited = _store_edit(comparison, annotator, edit) if edit else None
     common = {
         **_told(submission),
-        "is_extra": not was_held and not _take_place(comparison),
+        "is_extra": not was_held and not take_place(comparison),
         "shown_order": lease.shown_order,
         "mirror": lease.mirror,
         "guidelines_version": lease.guidelines_version or None,
@@ -486,83 +348,6 @@ def _answer(submission: "Submission") -> Answer:
         is_all_bad=submission.get("is_all_bad", False),
         ratings=submission.get("ratings"),
     )
-
-
-def _next_comparison(project: Project, annotator: Annotator, standing: Standing) -> Comparison | None:
-    if project.qualification_size and not standing.qualified_at:
-        return None if standing.failed_at else _gold_comparison(project, annotator, Gold.Use.QUALIFICATION)
-    if project.gold_rate and random.random() < project.gold_rate:
-        gold = _gold_comparison(project, annotator, Gold.Use.MIXED)
-        if gold is not None:
-            return gold
-    return _free_comparison(project, annotator, standing)
-
-
-def _gold_comparison(project: Project, annotator: Annotator, use: str) -> Comparison | None:
-    golds = Comparison.objects.filter(project=project, is_gold=True, gold__use=use).open_to(annotator)
-    return golds.order_by("shuffle").first()
-
-
-def _free_comparison(project: Project, annotator: Annotator, standing: Standing) -> Comparison | None:
-    """An open comparison in the project's order; locked where rows can be locked.
-
-    Where the order stays as it is, the search goes on from the comparison judged last and then from the first: that
-    keeps it short for somebody who is far ahead of everybody else.
-    """
-    free = Comparison.objects.filter(project=project, is_gold=False).open_to(annotator)
-    ordered, ahead = _in_order(project, free, standing)
-    searches = (
-        *([(ahead, True)] if ahead is not None else []),
-        (ordered, True),
-        (ordered, False),  # others are at all that is left: wait for what they leave
-    )
-    for candidates, skip_locked in searches:
-        locked = candidates.select_for_update(no_key=True, skip_locked=skip_locked, of=("self",))
-        if comparison := locked.select_related("prompt").first():
-            return comparison
-    return None
-
-
-def _in_order(
-    project: Project, free: QuerySet[Comparison], standing: Standing
-) -> tuple[QuerySet[Comparison], QuerySet[Comparison] | None]:
-    """Free comparisons in the order to ask them, and those of them that come after the one judged last."""
-    last = Comparison.objects.filter(pk=standing.last_comparison_id or 0)
-    if project.strategy == Project.Strategy.IN_ORDER:
-        return free.order_by("pk"), free.filter(pk__gt=standing.last_comparison_id or 0).order_by("pk")
-    by_chance = free.order_by("shuffle", "pk")
-    if project.strategy == Project.Strategy.RANDOM:
-        return by_chance, by_chance.filter(shuffle__gte=Coalesce(Subquery(last.values("shuffle")), 0))
-    if random.random() < project.random_share:
-        return by_chance, None
-    return free.order_by("-priority", "shuffle", "pk"), None
-
-
-def _lease(comparison: Comparison, project: Project, annotator: Annotator, now: datetime) -> Lease:
-    """The lease on a place that has been taken."""
-    responses = Response.objects.filter(options__comparison=comparison)
-    contents = dict(responses.values_list("pk", "content"))
-    mirror = _mirror(comparison, project)
-    lease = Lease(
-        comparison=comparison,
-        project=project,
-        annotator=annotator,
-        shown_order=shown_order(comparison, annotator, contents, mirror),
-        mirror=mirror,
-        guidelines_version=project.guidelines_version,
-        leased_at=now,
-        expires_at=now + timedelta(minutes=project.lease_minutes),
-    )
-    lease.contents = contents
-    lease.save(force_insert=True)
-    return lease
-
-
-def _mirror(comparison: Comparison, project: Project) -> str:
-    """A share of comparisons is shown to every second annotator as the mirror image of what the others see."""
-    if comparison.is_gold or random.Random(f"mirror {comparison.pk}").random() >= project.mirror_share:
-        return Mirror.OWN
-    return Mirror.MIRRORED if comparison.num_taken % 2 else Mirror.STRAIGHT
 
 
 def _give_up_lease(comparison: Comparison, annotator: Annotator) -> Lease | None:
@@ -652,49 +437,12 @@ def _qualify(standing: Standing, project: Project) -> None:
         standing.failed_at = timezone.now()
 
 
-def _take_place(comparison: Comparison) -> bool:
-    free = Comparison.objects.filter(pk=comparison.pk, num_taken__lt=F("num_wanted"))
-    return free.update(num_taken=F("num_taken") + 1) == 1
-
-
-def shown_order(
-    comparison: Comparison, annotator: Annotator, response_ids: Iterable[int], mirror: str = Mirror.OWN
-) -> list[int]:
-    """The order from left to right, drawn once for ever for this annotator and comparison."""
-    order = sorted(response_ids)
-    seed = f"{annotator.pk} {comparison.pk}" if mirror == Mirror.OWN else f"{comparison.pk}"
-    random.Random(seed).shuffle(order)
-    return order[::-1] if mirror == Mirror.MIRRORED else order
-
-
 def _stored_judgment(comparison: Comparison, annotator: Annotator, aspect: str, key: UUID) -> Judgment | None:
     same = Q(key=key) | Q(comparison=comparison, annotator=annotator, aspect=aspect, repeat=0)
     stored = Judgment.objects.filter(same).order_by("pk").first()
     if stored and stored.annotator_id != annotator.pk:
         raise NotLeased("This page belongs to somebody else.")
     return stored
-
-
-def _reap(project: Project, now: datetime) -> None:
-    """Give back what expired leases hold, in a transaction of its own: it locks comparisons that callers do not."""
-    expired = Lease.objects.filter(project=project, expires_at__lte=now)
-    if expired.exists():
-        _free_places(expired)
-
-
-@transaction.atomic
-def _free_places(expired: QuerySet[Lease]) -> None:
-    """Delete expired leases and free their places; leases that another call is reaping are left to it."""
-    leases = expired.select_for_update(skip_locked=True).order_by("pk")[:REAPED_AT_ONCE]
-    held = dict(leases.values_list("pk", "comparison_id"))
-    list(
-        Comparison.objects.select_for_update(no_key=True).filter(pk__in=held.values()).order_by("pk").values_list("pk")
-    )
-    Lease.objects.filter(pk__in=held).delete()
-    places = Counter(held.values())
-    for num_places in set(places.values()):
-        emptied = [pk for pk, count in places.items() if count == num_places]
-        Comparison.objects.filter(pk__in=emptied).update(num_taken=F("num_taken") - num_places)
 
 
 def _project(name: str, overlap: int | None, is_closed: bool) -> Project:

@@ -23,6 +23,7 @@ from django_htmx.http import HttpResponseClientRedirect, push_url
 from django_htmx.middleware import HtmxDetails
 
 from annotate import queries, services
+from annotate.distribution import lease_shown
 from annotate.errors import NotLeased
 from annotate.forms import LETTERS, ListwiseForm, PairwiseForm, judgment_form
 from annotate.models import Annotator, Comparison, Judgment, Lease, Project, Skip
@@ -122,7 +123,7 @@ def submit(request: HttpRequest, comparison: Comparison, annotator: Annotator) -
 def shown_lease(request: HttpRequest, comparison: Comparison, annotator: Annotator) -> Lease:
     """The lease under which the page was shown, also when it has run out since: the page's key proves it."""
     try:
-        return services.lease_shown(comparison, annotator, UUIDField().clean(request.POST.get("key")))
+        return lease_shown(comparison, annotator, UUIDField().clean(request.POST.get("key")))
     except (NotLeased, ValidationError) as error:
         raise Http404("This comparison was not shown to you.") from error
 
