@@ -1,7 +1,7 @@
 """A process of its own that judges until nothing is left; `test_concurrency.py` starts several at once.
 
-Every submit is sent twice, some are slow, and some calls believe that it is tomorrow, so that they take the leases
-of others for expired. Prints one JSON line: the keys of all judgments that were acknowledged.
+Every submit is sent twice, some are slow, some comparisons are fetched ahead as the page does, and some calls believe
+that it is tomorrow, so that they take the leases of others for expired. Prints one JSON line: the keys of all judgments that were acknowledged.
 """
 
 import json
@@ -26,6 +26,8 @@ def main(username: str, seed: int) -> None:
     annotator = services.annotator_for(user=User.objects.get_or_create(username=username)[0])
     acknowledged: dict[str, int] = {}
     while lease := services.lease_next(project=project, annotator=annotator, now=_now(timezone.now(), rng)):
+        if rng.random() < 0.5:
+            services.lease_next(project=project, annotator=annotator, besides=[lease.comparison_id])
         time.sleep(rng.choice((0, 0, 0.02)))
         ranking = [[pk] for pk in rng.sample(lease.shown_order, len(lease.shown_order))]
         for _ in range(2):

@@ -8,9 +8,23 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from annotate import services
-from annotate.errors import BadFile, BadProject, BadRanking, BadRow, NotLeased, UnknownQuality
+from annotate.answers import Answer, Edit
+from annotate.errors import BadFile, BadProject, BadRanking, BadRow, NotLeased, NotRevisable, UnknownQuality
 from annotate.insert import insert
-from annotate.models import Annotator, Comparison, Judgment, Lease, Project, Prompt, Response, Skip, Standing
+from annotate.models import (
+    Annotator,
+    Comparison,
+    Draft,
+    Flag,
+    Judgment,
+    Lease,
+    Project,
+    Prompt,
+    Response,
+    Revision,
+    Skip,
+    Standing,
+)
 from annotate.queries import judgment_rows
 from tests.factories import (
     make_annotator,
@@ -291,6 +305,183 @@ def test_skip_comparison_gives_the_place_to_others():
 
 
 # Files
+
+
+# Aspects, edits, and changing one's mind
+
+
+def test_record_judgment_stores_every_aspect_of_one_submit():
+    lease = make_lease()
+    first, second = lease.shown_order
+
+    submit(
+        lease,
+        strength=2,
+        aspects={"harmlessness": Answer([[second], [first]], strength=1)},
+        rationale="Clearer.",
+        placement=Judgment.Placement.PLACED,
+        total_seconds=20.0,
+    )
+    submit(lease, aspects={"harmlessness": Answer([[first], [second]])})
+
+    fields = ("aspect", "ranking", "strength", "rationale", "placement", "total_seconds")
+    assert list(Judgment.objects.values_list(*fields)) == [
+        ("overall", [[first], [second]], 2, "Clearer.", "placed", 20.0),
+        ("harmlessness", [[second], [first]], 1, "Clearer.", "placed", 20.0),
+    ]
+
+
+def test_record_judgment_stores_nothing_where_an_aspect_is_refused():
+    lease = make_lease()
+
+    with pytest.raises(BadRanking):
+        submit(lease, aspects={"harmlessness": Answer([lease.shown_order[:1]])})
+
+    assert (Judgment.objects.count(), Lease.objects.count()) == (0, 1)
+
+
+def test_record_judgment_ranks_an_edited_response_first():
+    lease = make_lease(comparison=make_comparison(contents=("Seven.", "Eight."), models=("a", "b")))
+    first, second = lease.shown_order
+
+    judgment = submit(lease, edit=Edit("Seven minutes.", first))
+
+    edited = judgment.edited_response
+    assert judgment.ranking == [[edited.pk], [first], [second]]
+    assert (edited.content, edited.model, edited.author, edited.edited_from_id, edited.prompt) == (
+        "Seven minutes.",
+        "",
+        lease.annotator,
+        first,
+        lease.comparison.prompt,
+    )
+    (row,) = judgment_rows(lease.comparison.project)
+    assert [response["content"] for response in row["responses"]] == ["Seven.", "Eight.", "Seven minutes."]
+    assert row["ranking"][0] == [2]
+
+
+def test_record_judgment_takes_an_edit_that_changes_nothing_for_none():
+    lease = make_lease(comparison=make_comparison(contents=("Seven.", "Eight."), models=("a", "b")))
+
+    judgment = submit(lease, edit=Edit("Seven.", lease.shown_order[0]))
+
+    assert (judgment.edited_response, judgment.ranking) == (None, [[pk] for pk in lease.shown_order])
+
+
+def test_record_judgment_says_under_which_guidelines_it_was_made():
+    project = make_project(guidelines="Be kind.")
+    make_comparison(project=project)
+    lease = make_lease(comparison=project.comparisons.get())
+    project.guidelines = "Be kind and brief."
+    project.save()
+
+    judgment = submit(lease)
+
+    assert judgment.guidelines_version == 1
+    assert list(project.guidelines_texts.values_list("version", "text")) == [(1, "Be kind."), (2, "Be kind and brief.")]
+
+
+def test_revise_judgment_keeps_what_was_said_before():
+    lease = make_lease()
+    first, second = lease.shown_order
+    judgment = submit(lease, strength=2, aspects={"tone": Answer([[first], [second]])}, rationale="Clear.")
+
+    services.revise_judgment(
+        judgment=judgment, answer=Answer([[second], [first]], strength=1), aspects={"tone": Answer([[first], [second]])}
+    )
+
+    assert list(Judgment.objects.values_list("aspect", "ranking", "strength", "num_revisions")) == [
+        ("overall", [[second], [first]], 1, 1),
+        ("tone", [[first], [second]], None, 0),
+    ]
+    (revision,) = Revision.objects.all()
+    assert (revision.judgment, revision.values["ranking"], revision.values["strength"]) == (
+        judgment,
+        [[first], [second]],
+        2,
+    )
+
+
+def test_revise_judgment_stores_the_same_answer_no_second_time():
+    lease = make_lease()
+    judgment = submit(lease, strength=2)
+
+    for _ in range(2):
+        services.revise_judgment(judgment=judgment, answer=Answer([[pk] for pk in lease.shown_order[::-1]]))
+
+    judgment.refresh_from_db()
+    assert (judgment.num_revisions, Revision.objects.count()) == (1, 1)
+
+
+def test_revise_judgment_adds_an_aspect_that_was_not_asked_then():
+    lease = make_lease()
+    judgment = submit(lease)
+
+    answer = Answer(judgment.ranking)
+    services.revise_judgment(judgment=judgment, answer=answer, aspects={"tone": Answer(judgment.ranking)})
+
+    assert list(Judgment.objects.values_list("aspect", "shown_order", "source", "num_revisions")) == [
+        ("overall", lease.shown_order, "browser", 0),
+        ("tone", lease.shown_order, "browser", 0),
+    ]
+
+
+def test_revise_judgment_reaches_the_last_twenty():
+    project, annotator = make_project(), make_annotator()
+    judgments = [make_judgment(comparison=make_comparison(project=project), annotator=annotator) for _ in range(21)]
+
+    services.revise_judgment(judgment=judgments[1], answer=Answer(judgments[1].ranking[::-1]))
+    with pytest.raises(NotRevisable, match=r"^Only your last 20 judgments can be changed\.$"):
+        services.revise_judgment(judgment=judgments[0], answer=Answer(judgments[0].ranking[::-1]))
+
+    assert list(services.revisable(project, annotator)) == judgments[:0:-1]
+
+
+# Drafts and flags
+
+
+def test_a_draft_is_kept_until_the_judgment_comes():
+    lease = make_lease()
+    here = {"comparison": lease.comparison, "annotator": lease.annotator}
+
+    for rationale in ("Cle", "Clear"):
+        assert services.save_draft(**here, values={"rationale": rationale})
+
+    assert list(Draft.objects.values_list("comparison", "annotator", "values")) == [
+        (lease.comparison_id, lease.annotator_id, {"rationale": "Clear"})
+    ]
+    submit(lease)
+    assert Draft.objects.count() == 0
+
+
+def test_a_draft_of_a_comparison_that_was_never_mine_is_refused():
+    lease = make_lease()
+
+    assert not services.save_draft(comparison=lease.comparison, annotator=make_annotator(), values={"rationale": "x"})
+    assert Draft.objects.count() == 0
+
+
+def test_flag_comparison_leaves_the_comparison_with_its_annotator():
+    lease = make_lease()
+    here = {"comparison": lease.comparison, "annotator": lease.annotator, "reason": Flag.Reason.PRIVATE}
+
+    for note in ("A name.", "A name and a number."):
+        services.flag_comparison(**here, note=note)
+
+    assert list(Flag.objects.values_list("reason", "note", "resolved_at")) == [
+        ("private", "A name and a number.", None)
+    ]
+    assert Lease.objects.get() == lease
+
+
+def test_skip_comparison_keeps_its_reason():
+    lease = make_lease()
+
+    services.skip_comparison(
+        comparison=lease.comparison, annotator=lease.annotator, reason=Skip.Reason.LANGUAGE, note="Finnish?"
+    )
+
+    assert list(Skip.objects.values_list("reason", "note")) == [("language", "Finnish?")]
 
 
 def write_rows(path, *rows):
