@@ -16,8 +16,8 @@ from django.views.decorators.http import require_GET
 
 from annotate import queries, services
 from annotate.formats import FORMATS
-from annotate.forms import ProjectForm
 from annotate.models import Comparison, Judgment, Option, Project, Response
+from annotate.project_forms import ProjectForm
 
 
 class ProjectFilter(admin.RelatedFieldListFilter):

@@ -1,4 +1,4 @@
-"""An annotator's answer as it comes from the page, and a project as staff edit it.
+"""An annotator's answer as it comes from the page.
 
 The comparison page names responses only by where they were shown (A, B, … from left to right), so nothing in it
 tells where a response stood in the source. `ranking` gives shown positions, best first, ties as groups; the view
@@ -9,44 +9,12 @@ from itertools import groupby
 from typing import Any, ClassVar, NamedTuple
 
 from django import forms
-from django.contrib.admin.widgets import FilteredSelectMultiple
-from django.contrib.auth.models import User
-from django.utils.html import format_html
-from django.utils.safestring import SafeString
 
-from annotate.models import MAX_RESPONSES, Judgment, Project
+from annotate.models import MAX_RESPONSES, Judgment
 
 MAX_SECONDS = 3600  # longer means that the annotator went away
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWX"[:MAX_RESPONSES]
 BOTH_BAD = "both-bad"
-
-
-class AccountsWidget(FilteredSelectMultiple):
-    """Two columns to move accounts between. Django's script puts them before the label unless a box holds them."""
-
-    def render(self, *args: Any, **kwargs: Any) -> SafeString:
-        return format_html('<div class="related-widget-wrapper">{}</div>', super().render(*args, **kwargs))
-
-
-class ProjectForm(forms.ModelForm):
-    """A project in the admin. Its members stand here, because the admin edits no relation with a model of its own."""
-
-    accounts = forms.ModelMultipleChoiceField(
-        User.objects.order_by("username"),
-        label="Members",
-        required=False,
-        widget=AccountsWidget("accounts", is_stacked=False),
-        help_text="Who may judge while the project is not open to every account.",
-    )
-
-    class Meta:
-        model = Project
-        fields = ("name", "description", "guidelines", "overlap", "lease_minutes", "is_open")
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if self.instance.pk:
-            self.initial["accounts"] = self.instance.members.all()
 
 
 class SecondsField(forms.FloatField):
