@@ -549,6 +549,7 @@ class Judgment(models.Model):
 
     class Source(models.TextChoices):
         BROWSER = "browser"
+        API = "api"
         IMPORT = "import"
         SIMULATION = "simulation"
 
@@ -701,6 +702,23 @@ class Endpoint(models.Model):
 
     class Meta:
         constraints = (models.UniqueConstraint(fields=("project", "name"), name="endpoint_once"),)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ApiToken(models.Model):
+    """A program's way in for one account, with all that its user may do. Only the digest of its secret is stored."""
+
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="api_tokens")
+    name = models.CharField(max_length=100, help_text=_("What uses it."))
+    digest = models.CharField(max_length=64, unique=True, editable=False)
+    created_at = models.DateTimeField(auto_now_add=True)
+    last_used_at = models.DateTimeField(null=True, blank=True)
+    is_revoked = models.BooleanField(default=False)
+
+    class Meta:
+        ordering = ("-pk",)
 
     def __str__(self) -> str:
         return self.name

@@ -7,7 +7,7 @@ from annotate.errors import BadRow
 from annotate.formats import jsonl
 
 ROLES = ("system", "user", "assistant", "tool")
-SOURCES = ("browser", "import", "simulation")
+SOURCES = ("browser", "api", "import", "simulation")
 STRENGTHS = (1, 2)
 MIN_RESPONSES, MAX_RESPONSES = 2, 24
 MAX_ID, MAX_MODEL, MAX_ANNOTATOR, MAX_ASPECT = 200, 200, 200, 100
