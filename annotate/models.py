@@ -722,3 +722,51 @@ class ApiToken(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class Battle(models.Model):
+    """A prompt that an annotator wrote on the live page, and the models that answer it.
+
+    When they have answered, the answers become a comparison, leased to the annotator.
+    """
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="battles")
+    annotator = models.ForeignKey(Annotator, on_delete=models.CASCADE)
+    messages: Any = models.JSONField()
+    comparison = models.ForeignKey(Comparison, null=True, blank=True, on_delete=models.SET_NULL, related_name="battles")
+    key = models.UUIDField(unique=True, help_text=_("Drawn by the page: a prompt sent twice is answered once."))
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        indexes = (models.Index(fields=("project", "annotator", "id"), name="battle_of_annotator"),)
+
+    def __str__(self) -> str:
+        return f"Battle {self.pk}"
+
+
+class BattleAnswer(models.Model):
+    """What one endpoint answers; while it writes, its text so far is in Redis. See `annotate.live`."""
+
+    class State(models.TextChoices):
+        QUEUED = "queued", _("waiting")
+        WRITING = "writing", _("writing")
+        DONE = "done", _("done")
+        FAILED = "failed", _("failed")
+
+    battle = models.ForeignKey(Battle, on_delete=models.CASCADE, related_name="answers")
+    endpoint = models.ForeignKey(Endpoint, on_delete=models.CASCADE)
+    position = models.PositiveSmallIntegerField(help_text=_("Where it is shown, by chance."))
+    state = models.CharField(max_length=7, choices=State, default=State.QUEUED)
+    text = models.TextField(blank=True)
+    error = models.CharField(max_length=300, blank=True, help_text=_("For the lead; annotators see that it failed."))
+    changed_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering = ("position",)
+        constraints = (
+            models.UniqueConstraint(fields=("battle", "endpoint"), name="battle_answer_once"),
+            models.UniqueConstraint(fields=("battle", "position"), name="battle_answer_position_once"),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.endpoint} in {self.battle}"
