@@ -35,5 +35,25 @@ class NotRevisable(AnnotateError):
     """A judgment that its annotator cannot change any more."""
 
 
+class NoBattle(AnnotateError):
+    """A prompt that no models can answer now."""
+
+
 class UnknownQuality(AnnotateError):
     """A comparison that simulated annotators cannot judge."""
+
+
+class InvitationOver(AnnotateError):
+    """An invitation that has expired, was used up or was revoked."""
+
+
+class LastManager(AnnotateError):
+    """A project's only manager, who would leave it with none."""
+
+
+class NotEnoughGold(AnnotateError):
+    """Fewer comparisons with a known answer than a qualification asks for."""
+
+
+class NotGold(AnnotateError):
+    """A comparison that cannot have that known answer, or cannot lose the one that it has."""

@@ -40,9 +40,9 @@ def _share(default: float, help_text: Any) -> Any:
     )
 
 
-def _count(model: type[models.Model]) -> Coalesce:
-    """How many rows of `model` the project in the outer query has."""
-    rows = model._default_manager.filter(project=models.OuterRef("pk")).order_by().values("project")
+def _count(rows: "models.QuerySet[Any]") -> Coalesce:
+    """How many of `rows` belong to the project in the outer query."""
+    rows = rows.filter(project=models.OuterRef("pk")).order_by().values("project")
     return Coalesce(models.Subquery(rows.annotate(num=models.Count("pk")).values("num")), 0)
 
 
@@ -64,8 +64,11 @@ class ProjectQuerySet(models.QuerySet["Project"]):
         return self.filter(pk__in=Membership.objects.filter(user=user, role__in=roles).values("project"))
 
     def with_counts(self) -> Self:
-        """With num_comparisons and num_judgments of each project."""
-        return self.annotate(num_comparisons=_count(Comparison), num_judgments=_count(Judgment))
+        """With num_comparisons and num_judgments of each project, those with a known answer left out."""
+        return self.annotate(
+            num_comparisons=_count(Comparison.objects.filter(is_gold=False)),
+            num_judgments=_count(Judgment.objects.filter(comparison__is_gold=False)),
+        )
 
 
 class Project(models.Model):
@@ -192,6 +195,12 @@ class Membership(models.Model):
         return f"{self.user} in {self.project}"
 
 
+class InvitationQuerySet(models.QuerySet["Invitation"]):
+    def open(self) -> Self:
+        """Those by which somebody can still join."""
+        return self.filter(is_revoked=False, expires_at__gt=timezone.now(), num_uses__lt=F("max_uses"))
+
+
 class Invitation(models.Model):
     """A link that makes whoever opens it a member. Only the digest of its secret is stored."""
 
@@ -206,6 +215,8 @@ class Invitation(models.Model):
     num_uses = models.PositiveSmallIntegerField(default=0)
     is_revoked = models.BooleanField(default=False)
 
+    objects = InvitationQuerySet.as_manager()
+
     class Meta:
         ordering = ("-pk",)
         constraints = (
@@ -214,6 +225,10 @@ class Invitation(models.Model):
 
     def __str__(self) -> str:
         return f"Invitation {self.pk} to {self.project}"
+
+    @property
+    def is_open(self) -> bool:
+        return not self.is_revoked and self.expires_at > timezone.now() and self.num_uses < self.max_uses
 
 
 class Prompt(models.Model):
@@ -260,8 +275,11 @@ class Response(models.Model):
         return self.content[:80]
 
     def save(self, *args: Any, **kwargs: Any) -> None:
-        self.digest = response_digest(self.content, self.model, self.copy)
+        self.digest = self.make_digest()
         super().save(*args, **kwargs)
+
+    def make_digest(self) -> str:
+        return response_digest(self.content, self.model, self.copy)
 
 
 class ComparisonQuerySet(models.QuerySet["Comparison"]):

@@ -20,7 +20,7 @@ from config.home import HOME, redis_url
 HOST = os.environ.get("HOST", "127.0.0.1")
 PORT = os.environ.get("PORT", "8000")
 REACHED_BY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 -- who listens everywhere is reached here
-PARTS = ("web", "redis", "worker", "trainer")
+PARTS = ("web", "redis", "worker", "trainer", "live")
 NOTICE_SECONDS = 15
 
 

@@ -8,6 +8,7 @@ HOST, PORT       where the web server listens                 (default: 127.0.0.
 ALLOWED_HOSTS    further host names, separated by commas
 PLUMBLINE_HTTPS  1 behind a TLS proxy: secure cookies, HSTS   (default: 0)
 PLUMBLINE_DEMO   0: a first start without the demonstration   (default: 1; training/management/commands/prepare.py)
+IMPORT_MAX_MB    largest file that the web server imports     (default: 2048)
 WEB_CONCURRENCY  processes of the web server                  (default: 2; config/gunicorn.py)
 """
 
@@ -105,7 +106,7 @@ CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_SERIALIZER = "json"
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_DEFAULT_QUEUE = "light"
-CELERY_TASK_ROUTES = {"training.execute_run": {"queue": "training"}}
+CELERY_TASK_ROUTES = {"training.execute_run": {"queue": "training"}, "annotate.write_answer": {"queue": "live"}}
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False
@@ -174,10 +175,18 @@ STORAGES = {
 }
 DATA_UPLOAD_MAX_MEMORY_SIZE = 10 * 1024 * 1024
 
+# Imported files: see annotate/uploads.py
+IMPORT_MAX_BYTES = int(os.environ.get("IMPORT_MAX_MB", "2048")) * 1024 * 1024
+FILE_UPLOAD_HANDLERS = ["annotate.uploads.UploadHandler"]
+FILE_UPLOAD_TEMP_DIR = HOME / "uploads"
+FILE_UPLOAD_TEMP_DIR.mkdir(mode=0o700, exist_ok=True)
+
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+    "formatters": {
+        "line": {"class": "config.logs.LineFormatter", "format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}
+    },
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["console"], "level": "WARNING"},
 }

@@ -13,13 +13,13 @@ SERVICES = yaml.safe_load(COMPOSE)["services"]
 PROCESSES = honcho.environ.parse_procfile((BASE_DIR / "Procfile").read_text()).processes
 
 
-@pytest.mark.parametrize("name", ["web", "worker", "trainer", "beat"])
+@pytest.mark.parametrize("name", ["web", "worker", "trainer", "live", "beat"])
 def test_service_runs_the_command_of_the_procfile(name):
     assert PROCESSES[name] == f"trap exit TERM; while :; do {SERVICES[name]['command']}; sleep 1; done"
 
 
 def test_every_lasting_service_has_a_health_check_and_starts_again():
-    lasting = {"web", "worker", "trainer", "beat", "postgres", "redis"}
+    lasting = {"web", "worker", "trainer", "live", "beat", "postgres", "redis"}
     assert {name for name, service in SERVICES.items() if "test" in service.get("healthcheck", {})} == lasting
     assert {name for name, service in SERVICES.items() if service["restart"] == "unless-stopped"} == lasting
 

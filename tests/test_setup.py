@@ -21,6 +21,7 @@ PROCESSES = {
     "web": "bin/gunicorn ",
     "worker": "bin/celery .* worker@",
     "trainer": "bin/celery .* trainer@",
+    "live": "bin/celery .* live@",
     "beat": "bin/celery .* beat ",
 }
 
@@ -44,7 +45,7 @@ def stopped(shared: Installation) -> Iterator[Installation]:
 
 
 def parts_without_answer(installation: Installation) -> str:
-    command = [sys.executable, "-m", "config.ready", "web", "redis", "worker", "trainer"]
+    command = [sys.executable, "-m", "config.ready", "web", "redis", "worker", "trainer", "live"]
     environment = installation.environment
     done = subprocess.run(command, cwd=BASE_DIR, env=environment, capture_output=True, text=True, check=False)
     return done.stderr

@@ -58,6 +58,6 @@ def test_redis_on_path_will_do(monkeypatch, tmp_path):
 
 
 def test_redis_is_started_only_where_it_is_embedded(monkeypatch):
-    assert list(up.commands()) == ["redis", "web", "worker", "trainer", "beat", "ready"]
+    assert list(up.commands()) == ["redis", "web", "worker", "trainer", "live", "beat", "ready"]
     monkeypatch.setattr(up, "IS_REDIS_EMBEDDED", False)
-    assert list(up.commands()) == ["web", "worker", "trainer", "beat", "ready"]
+    assert list(up.commands()) == ["web", "worker", "trainer", "live", "beat", "ready"]

@@ -14,7 +14,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from annotate.demonstration.recipes import demonstration_rows, sft_examples
-from tests.browser.conftest import Shoot
+from tests.annotate.openai_server import openai_server
+from tests.browser.conftest import Shoot, assert_accessible
 from tests.installation import Installation, running
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -153,3 +154,48 @@ def test_whole_path(page: Page, kitchen: Installation, shoot: Shoot, tmp_path: P
 
 def read(path: Path, scratch: Path) -> datasets.Dataset:
     return datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(scratch / "cache"))
+
+
+# A policy on the live page: served by `transformers serve`, against a server that speaks OpenAI's protocol
+
+SERVER_SECONDS = 120_000  # milliseconds, until `transformers serve` has loaded torch on a busy machine
+MAKE = """
+from annotate.models import Endpoint, Project
+project = Project.objects.create(name="live")
+Endpoint.objects.create(project=project, name="ours", kind="policy", model={folder!r}, max_tokens=24)
+Endpoint.objects.create(project=project, name="theirs", model="kind", base_url={url!r})
+print(project.pk)
+"""
+STORED = """
+import json
+from annotate.models import Judgment
+(judgment,) = Judgment.objects.filter(project__name="live")
+models = dict(judgment.comparison.responses.values_list("pk", "model"))
+print(json.dumps([judgment.comparison.prompt.messages, [[models[pk] for pk in group] for group in judgment.ranking]]))
+"""
+
+
+def test_an_annotator_lets_a_policy_answer_and_judges(page: Page, kitchen: Installation, shoot: Shoot) -> None:
+    policy = kitchen.home / "runs" / "1" / "model"
+    with openai_server() as (url, _requests):
+        project = kitchen.run("shell", "-v0", "-c", MAKE.format(folder=str(policy), url=url)).strip()
+        page.goto(f"{kitchen.base_url}/login/?next=/projects/{project}/live/")
+        page.get_by_label("Name").fill("annotator")
+        page.get_by_label("Password").fill(kitchen.accounts["annotator"])
+        page.get_by_role("button", name="Sign in").click()
+        page.get_by_label("Your prompt").fill("How long do I boil an egg?")
+        assert_accessible(page)
+        shoot("live-prompt")
+        page.get_by_role("button", name="Ask the models").click()
+        expect(page.get_by_text("Take your time: seven minutes.")).to_be_visible()
+        assert_accessible(page)
+        shoot("live-answers")
+        expect(page.locator("#comparison[data-ready]")).to_be_visible(timeout=SERVER_SECONDS)
+        shoot("live-comparison")
+        is_left = page.locator("article.response").first.get_by_text("Take your time").count() == 1
+        page.keyboard.press("1" if is_left else "5")
+        expect(page.get_by_role("heading", name="All done for now")).to_be_visible()
+
+    messages, models = json.loads(kitchen.run("shell", "-v0", "-c", STORED))
+    assert messages == [{"role": "user", "content": "How long do I boil an egg?"}]
+    assert models == [["theirs"], ["ours"]]

@@ -1,4 +1,4 @@
-"""`python -m training.tether PARENT_PID PROGRAM ARGUMENT…`: become PROGRAM, which dies when its parent does.
+"""`python -m config.tether PARENT_PID PROGRAM ARGUMENT…`: become PROGRAM, which dies when its parent does.
 
 Standing between fork and the program, it needs no code to run in a half-made child of a process with threads. The
 kernel ties the signal to the parent's thread, so a parent starts its trainer from the thread that lives longest.
