@@ -1,23 +1,25 @@
 """Projects are edited here and their judgments exported; comparisons and judgments are looked at, never changed."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib import admin
 from django.db.models import QuerySet
-from django.forms import ModelForm
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404
+from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.decorators import method_decorator
 from django.utils.http import content_disposition_header
 from django.utils.text import Truncator, slugify
-from django.views.decorators.http import require_GET
+from django.utils.translation import gettext_lazy as _
+from django.views.decorators.http import require_GET, require_http_methods
 
 from annotate import queries, services
 from annotate.formats import FORMATS
-from annotate.models import Comparison, Judgment, Option, Project, Response
-from annotate.project_forms import ProjectForm
+from annotate.models import Aspect, Comparison, Endpoint, Judgment, Option, Project, Response
+from annotate.project_forms import SECTIONS, AdminProjectForm, EndpointForm
+from annotate.uploads import ImportForm
 
 
 class ProjectFilter(admin.RelatedFieldListFilter):
@@ -44,10 +46,27 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         return False
 
 
+class AspectInline(admin.TabularInline):
+    model = Aspect
+    extra = 0
+
+
+class EndpointInline(admin.StackedInline):
+    """Staff only: the server calls these addresses. The key stands in the environment; here is its variable's name."""
+
+    model = Endpoint
+    form = EndpointForm
+    extra = 0
+
+
 @admin.register(Project)
 class ProjectAdmin(admin.ModelAdmin):
-    form = ProjectForm
-    fields = ("name", "description", "guidelines", "overlap", "lease_minutes", "is_open", "accounts")
+    form = AdminProjectForm
+    inlines = (AspectInline, EndpointInline)
+    fieldsets: ClassVar[Any] = (
+        *((section.title, {"description": section.about, "fields": section.names}) for section in SECTIONS),
+        (_("Members"), {"fields": tuple(AdminProjectForm.ROLES)}),
+    )
     list_display = ("name", "judgments_so_far", "comparisons", "overlap", "is_open", "created_at")
     search_fields = ("name",)
     actions = None
@@ -69,15 +88,19 @@ class ProjectAdmin(admin.ModelAdmin):
         is_empty = obj is not None and not obj.prompts.exists()
         return is_empty and super().has_delete_permission(request, obj)
 
-    def save_related(self, request: HttpRequest, form: ModelForm, formsets: Any, change: bool) -> None:
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
         super().save_related(request, form, formsets, change)
-        form.instance.members.set(form.cleaned_data["accounts"])
+        form.save_members()
         if "overlap" in form.changed_data:
             services.set_overlap(project=form.instance, overlap=form.cleaned_data["overlap"])
 
     def get_urls(self) -> list[URLPattern]:
-        export = self.admin_site.admin_view(self.export_view)
-        return [path("<int:pk>/export/<str:format_name>/", export, name="annotate_project_export"), *super().get_urls()]
+        wrap = self.admin_site.admin_view
+        return [
+            path("<int:pk>/export/<str:format_name>/", wrap(self.export_view), name="annotate_project_export"),
+            path("<int:pk>/import/", wrap(self.import_view), name="annotate_project_import"),
+            *super().get_urls(),
+        ]
 
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
@@ -94,6 +117,23 @@ class ProjectAdmin(admin.ModelAdmin):
         filename = f"{slugify(project.name) or project.pk}-{format_name}.jsonl"
         headers = {"Content-Disposition": content_disposition_header(as_attachment=True, filename=filename)}
         return StreamingHttpResponse(lines, content_type="application/jsonl", headers=headers)
+
+    @method_decorator(require_http_methods(["GET", "HEAD", "POST"]))
+    def import_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """Upload a file in any format that is known, and see what it added."""
+        project = get_object_or_404(self.get_queryset(request), pk=pk)
+        if not self.has_change_permission(request, project):
+            raise Http404
+        form = ImportForm(request.POST or None, request.FILES or None)
+        report = form.store(project) if form.is_valid() else None
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "original": project,
+            "title": _("Import"),
+        }
+        template = "admin/annotate/project/import.html"
+        return TemplateResponse(request, template, {**context, "form": form, "report": report})
 
 
 @admin.register(Comparison)

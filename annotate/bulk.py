@@ -88,7 +88,7 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def _item(row: Row) -> _Item:
-    answers = _number_copies(row.responses)
+    answers = number_copies(row.responses)
     prompt_digest = messages_digest(row.messages)
     response_digests = [response_digest(*answer) for answer in answers]
     said = [row.ranking, row.annotator, row.aspect, row.strength, row.is_all_bad]
@@ -103,7 +103,7 @@ def _item(row: Row) -> _Item:
     )
 
 
-def _number_copies(responses: list[tuple[str, str]]) -> list[tuple[str, str, int]]:
+def number_copies(responses: list[tuple[str, str]]) -> list[tuple[str, str, int]]:
     seen: Counter[tuple[str, str]] = Counter()
     answers = []
     for content, model in responses:

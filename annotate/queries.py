@@ -78,33 +78,39 @@ def comparison_page(lease: Lease, project: Project) -> ComparisonPage:
 
 
 def judgment_rows(
-    project: Project, *, up_to_id: int | None = None, aspect: str | None = None
+    project: Project, *, up_to_id: int | None = None, aspect: str | None = None, with_gold: bool = False
 ) -> Generator[dict[str, Any]]:
-    """All judgments as rows of the `rankings` format, in the order they were stored, a few hundred in memory."""
+    """All judgments as rows of the `rankings` format, in the order they were stored, a few hundred in memory.
+
+    Comparisons with a known answer are left out: they measure annotators, each is judged by everybody, and what comes
+    out is known. With `with_gold` they come too, with the known answer in `meta` under `gold`, as a ranking is.
+    """
     judgments = Judgment.objects.filter(project=project)
+    if not with_gold:
+        judgments = judgments.filter(comparison__is_gold=False)
     if aspect is not None:
         judgments = judgments.filter(aspect=aspect)
     if up_to_id is not None:
         judgments = judgments.filter(pk__lte=up_to_id)
     options = Option.objects.select_related("response").order_by("position")
-    shaped = judgments.select_related("comparison__prompt", "annotator", "edited_response").prefetch_related(
-        Prefetch("comparison__options", queryset=options)
-    )
+    related = ("comparison__prompt", "annotator", "edited_response", *(["comparison__gold"] if with_gold else []))
+    shaped = judgments.select_related(*related).prefetch_related(Prefetch("comparison__options", queryset=options))
     for judgment in shaped.order_by("pk").iterator(chunk_size=ROWS_AT_ONCE):
-        yield _row(judgment)
+        yield _row(judgment, with_gold and judgment.comparison.is_gold)
 
 
-def _row(judgment: Judgment) -> dict[str, Any]:
+def _row(judgment: Judgment, is_gold: bool) -> dict[str, Any]:
     responses = [option.response for option in judgment.comparison.options.all()]
     responses += [judgment.edited_response] if judgment.edited_response else []
     index = {response.pk: position for position, response in enumerate(responses)}
+    known = {"gold": _indices(judgment.comparison.gold.ranking, index)} if is_gold else {}
     return {
         "id": judgment.row_id or (judgment.import_key or judgment.key.hex)[:16],
         "prompt": judgment.comparison.prompt.messages,
         "responses": [
             {"role": "assistant", "content": response.content, "model": response.model} for response in responses
         ],
-        "ranking": [sorted(index[pk] for pk in group) for group in judgment.ranking],
+        "ranking": _indices(judgment.ranking, index),
         "annotator": _pseudonym(judgment.annotator, judgment.project_id),
         "aspect": judgment.aspect,
         "strength": judgment.strength,
@@ -112,8 +118,12 @@ def _row(judgment: Judgment) -> dict[str, Any]:
         "source": judgment.source,
         "shown_order": [index[pk] for pk in judgment.shown_order or []],
         "seconds": judgment.seconds,
-        "meta": judgment.meta,
+        "meta": {**judgment.meta, **known},
     }
+
+
+def _indices(ranking: list[list[int]], index: dict[int, int]) -> list[list[int]]:
+    return [sorted(index[pk] for pk in group) for group in ranking]
 
 
 def _pseudonym(annotator: Annotator, project_id: int) -> str | None:

@@ -201,7 +201,7 @@ def set_overlap(*, project: Project, overlap: int) -> None:
     """Ask for that many judgments of every comparison, new and old; a place that is taken stays."""
     project.overlap = overlap
     project.save(update_fields=["overlap"])
-    project.comparisons.filter(is_gold=False).update(num_wanted=Greatest(F("num_taken"), Value(overlap)))
+    project.comparisons.filter(is_gold=False, gold=None).update(num_wanted=Greatest(F("num_taken"), Value(overlap)))
 
 
 def check_file(path: Path) -> int:

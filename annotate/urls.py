@@ -1,12 +1,30 @@
 from django.urls import path
 
-from annotate import views
+from annotate import gold_views, live_views, people_views, settings_views, token_views, views
 
 app_name = "annotate"
 urlpatterns = [
     path("", views.projects, name="projects"),
     path("projects/<int:pk>/next/", views.next_comparison, name="next"),
     path("projects/<int:pk>/done/", views.done, name="done"),
+    path("projects/<int:pk>/live/", live_views.live_prompt, name="live"),
+    path("battles/<int:pk>/", live_views.battle, name="battle"),
     path("comparisons/<int:pk>/", views.compare, name="comparison"),
     path("comparisons/<int:pk>/skip/", views.skip, name="skip"),
+    path("join/<str:token>/", people_views.join, name="join"),
+    path("projects/<int:pk>/people/", people_views.people_page, name="people"),
+    path("projects/<int:pk>/people/<int:membership_pk>/", people_views.change_role, name="change_role"),
+    path("projects/<int:pk>/people/<int:membership_pk>/remove/", people_views.remove_member, name="remove_member"),
+    path(
+        "projects/<int:pk>/invitations/<int:invitation_pk>/", people_views.revoke_invitation, name="revoke_invitation"
+    ),
+    path("projects/<int:pk>/standings/<int:standing_pk>/again/", people_views.ask_again, name="ask_again"),
+    path("projects/<int:pk>/standings/<int:standing_pk>/open/", people_views.open_queue, name="open_queue"),
+    path("projects/<int:pk>/gold/", gold_views.gold_list, name="gold"),
+    path("projects/<int:pk>/gold/add/", gold_views.add_gold, name="add_gold"),
+    path("projects/<int:pk>/gold/<int:gold_pk>/", gold_views.change_gold, name="change_gold"),
+    path("projects/<int:pk>/gold/<int:gold_pk>/remove/", gold_views.remove_gold, name="remove_gold"),
+    path("projects/<int:pk>/settings/", settings_views.project_settings, name="settings"),
+    path("account/tokens/", token_views.tokens, name="tokens"),
+    path("account/tokens/<int:pk>/revoke/", token_views.revoke_token, name="revoke_token"),
 ]

@@ -45,11 +45,26 @@ def project_form(**values):
         "name": "Cooking",
         "description": "",
         "guidelines": "",
+        "kind": "ranking",
+        "rating_max": 5,
         "overlap": 1,
         "lease_minutes": 15,
+        "strategy": "in_order",
+        "random_share": 0.2,
+        "mirror_share": 0.1,
+        "gold_rate": 0,
+        "qualification_size": 0,
+        "qualification_accuracy": 0.7,
         "is_open": "on",
+        **formset("aspects"),
+        **formset("endpoints"),
     }
     return {**defaults, **values}
+
+
+def formset(prefix, *rows):
+    numbers = {f"{prefix}-TOTAL_FORMS": len(rows), f"{prefix}-INITIAL_FORMS": 0}
+    return numbers | {f"{prefix}-{n}-{name}": value for n, row in enumerate(rows) for name, value in row.items()}
 
 
 def cells(response, name):

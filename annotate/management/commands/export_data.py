@@ -24,6 +24,9 @@ class Command(BaseCommand):
         parser.add_argument("format", choices=sorted(FORMATS))
         parser.add_argument("out", help="a file, or - for standard output")
         parser.add_argument("--aspect", help="only judgments of this aspect (default: all)")
+        parser.add_argument(
+            "--with-gold", action="store_true", help="also comparisons with a known answer, which meta.gold then holds"
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         project = Project.objects.filter(name=options["project"]).first()
@@ -31,7 +34,8 @@ class Command(BaseCommand):
             names = ", ".join(Project.objects.values_list("name", flat=True)) or "none yet"
             raise CommandError(f"There is no project {options['project']!r}; there are: {names}")
         try:
-            with closing(judgment_rows(project, aspect=options["aspect"])) as rows:
+            told = judgment_rows(project, aspect=options["aspect"], with_gold=options["with_gold"])
+            with closing(told) as rows:
                 num_lines = self._write(options["out"], FORMATS[options["format"]](rows))
         except AnnotateError as error:
             raise CommandError(str(error)) from error
