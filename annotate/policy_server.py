@@ -13,6 +13,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+from django.conf import settings
+
 START_SECONDS = 120  # loading torch on a busy machine
 _starting = threading.Lock()
 _server: "tuple[subprocess.Popen[bytes], str] | None" = None
@@ -38,7 +40,7 @@ def base_url() -> str:
 def _start() -> "tuple[subprocess.Popen[bytes], str]":
     port = _free_port()
     program = [str(Path(sys.executable).with_name("transformers")), "serve", "--host", "127.0.0.1", "--port", str(port)]
-    tether = [sys.executable, "-m", "config.tether", str(os.getpid())]
+    tether = [sys.executable, str(settings.BASE_DIR / "config" / "tether.py"), str(os.getpid())]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     process = subprocess.Popen(
         [*tether, *program], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=None

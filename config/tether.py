@@ -1,8 +1,9 @@
-"""`python -m config.tether PARENT_PID PROGRAM ARGUMENT…`: become PROGRAM, which dies when its parent does.
+"""`python config/tether.py PARENT_PID PROGRAM ARGUMENT…`: become PROGRAM, which dies when its parent does.
 
 Standing between fork and the program, it needs no code to run in a half-made child of a process with threads. The
 kernel ties the signal to the parent's thread, so a parent starts its trainer from the thread that lives longest.
-Where the kernel has no such signal (it is Linux's own), the next worker kills what is left instead.
+Where the kernel has no such signal (it is Linux's own), the next worker kills what is left instead. It is run by its
+path: as a module of its package it would set Django's settings in the program's environment.
 """
 
 import ctypes

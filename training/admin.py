@@ -7,7 +7,7 @@ from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
-from django.shortcuts import redirect
+from django.shortcuts import get_object_or_404, redirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.dateformat import format as date_format
@@ -17,6 +17,7 @@ from django.utils.timezone import localtime
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from annotate.admin import ProjectFilter
+from annotate.models import Project
 from training import queries, services
 from training.alignment.config import CONFIGS
 from training.forms import FreezeForm, RunForm
@@ -154,6 +155,7 @@ class TrainingRunAdmin(PageAdmin):
             path("<int:pk>/log/", wrap(self.log_view), name="training_trainingrun_log"),
             path("<int:pk>/metrics/", wrap(self.metrics_view), name="training_trainingrun_metrics"),
             path("<int:pk>/cancel/", wrap(self.cancel_view), name="training_trainingrun_cancel"),
+            path("<int:pk>/answer/", wrap(self.answer_view), name="training_trainingrun_answer"),
             *super().get_urls(),
         ]
 
@@ -188,8 +190,10 @@ class TrainingRunAdmin(PageAdmin):
     ) -> HttpResponse:
         run = self.get(request, object_id)
         may_cancel = run.is_active and self.has_change_permission(request)
-        page = queries.run_page(run)
-        return self.page(request, "run.html", run=run, page=page, may_cancel=may_cancel, title=run.name)
+        context = {"run": run, "page": queries.run_page(run), "may_cancel": may_cancel}
+        if run.is_policy and request.user.has_perm("annotate.change_project"):
+            context["projects"] = Project.objects.for_user(request.user)
+        return self.page(request, "run.html", title=run.name, **context)
 
     @method_decorator(require_safe)
     def progress_view(self, request: HttpRequest, pk: int) -> HttpResponse:
@@ -223,4 +227,18 @@ class TrainingRunAdmin(PageAdmin):
             raise PermissionDenied
         services.cancel_run(run=run, user=request.user)
         messages.info(request, f"Run {run.name} is being cancelled." if run.is_active else f"Run {run.name} has ended.")
+        return redirect("admin:training_trainingrun_change", pk)
+
+    @method_decorator(require_POST)
+    def answer_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """Let the policy answer the prompts that a project's annotators write."""
+        run = self.get(request, pk)
+        if not request.user.has_perm("annotate.change_project"):
+            raise PermissionDenied
+        asked = request.POST.get("project", "")
+        project = get_object_or_404(Project.objects.for_user(request.user), pk=asked if _is_id(asked) else 0)
+        if not run.is_policy:
+            raise Http404
+        services.answer_live(run=run, project=project)
+        messages.info(request, f"{run.name} answers the prompts that annotators of {project} write.")
         return redirect("admin:training_trainingrun_change", pk)

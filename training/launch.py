@@ -151,7 +151,7 @@ class Trainer:
     """The process behind a run, the leader of a session of its own; it dies when this process does."""
 
     def __init__(self, run_dir: RunDir) -> None:
-        tether = [sys.executable, "-m", "config.tether", str(os.getpid())]
+        tether = [sys.executable, str(settings.BASE_DIR / "config" / "tether.py"), str(os.getpid())]
         with (run_dir.path / LOG).open("ab") as log:
             self._process = subprocess.Popen(
                 [*tether, *command(run_dir)],

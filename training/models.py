@@ -141,6 +141,12 @@ class TrainingRun(models.Model):
     def is_active(self) -> bool:
         return self.status in {self.Status.QUEUED, self.Status.RUNNING}
 
+    @property
+    def is_policy(self) -> bool:
+        """Whether what it has trained can answer prompts."""
+        kinds = {self.Kind.SFT, self.Kind.REJECTION_SAMPLING}
+        return self.status == self.Status.SUCCEEDED and self.kind in kinds
+
 
 class RunEvent(models.Model):
     """The audit trail of a run's states."""

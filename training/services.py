@@ -23,7 +23,7 @@ from django.db import IntegrityError, InterfaceError, OperationalError, close_ol
 from django.db.models import F, Q
 from django.db.models.functions import Coalesce, Now
 
-from annotate.models import Project
+from annotate.models import Endpoint, Project
 from annotate.queries import judgment_rows
 from training import export, launch, queries, references, tasks
 from training.alignment.config import ConfigError, config_from_dict, config_to_dict
@@ -282,6 +282,13 @@ def cancel_run(*, run: TrainingRun, user: User | AnonymousUser | None = None) ->
     """Ask for an end: at once for a queued run, by its worker for a running one. An ended run stays as it is."""
     TrainingRun.objects.active().filter(pk=run.pk).update(is_cancel_requested=True)
     _cancel_queued(run.pk, note=f"cancelled by {user}" if user else "")
+
+
+def answer_live(*, run: TrainingRun, project: Project) -> Endpoint:
+    """Let a run's policy answer the prompts that a project's annotators write."""
+    name, model = f"{run.name} (run {run.pk})", str(run.model_dir)
+    values = {"kind": Endpoint.Kind.POLICY, "model": model, "is_active": True}
+    return Endpoint.objects.update_or_create(project=project, name=name, defaults=values)[0]
 
 
 def _cancel_queued(run_id: int, note: str = "") -> bool:

@@ -9,6 +9,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
+from annotate.models import Endpoint
 from tests.factories import make_project, make_user
 from tests.training.factories import (
     BACKBONE,
@@ -318,6 +319,22 @@ def test_cancel_button_cancels(staff: Client):
     assert (response.headers["Location"], run.status) == (run_url("change", run), "cancelled")
     assert run.events.last().note == "cancelled by staff"
     assert staff.get(run_url("cancel", run)).status_code == 405
+
+
+def test_a_policy_can_answer_live_prompts(staff: Client):
+    run, project = make_finished_run(kind="sft"), make_project()
+
+    assert "Add to the live page" in staff.get(run_url("change", run)).content.decode()
+    for _ in range(2):
+        response = staff.post(run_url("answer", run), {"project": project.pk})
+
+    assert response.headers["Location"] == run_url("change", run)
+    assert list(Endpoint.objects.values_list("project", "name", "kind", "model")) == [
+        (project.pk, f"{run.name} (run {run.pk})", "policy", str(run.model_dir))
+    ]
+    assert staff.get(run_url("answer", run)).status_code == 405
+    assert staff.post(run_url("answer", run), {"project": "x"}).status_code == 404
+    assert staff.post(run_url("answer", make_finished_run()), {"project": project.pk}).status_code == 404
 
 
 def test_cancel_needs_a_token():
