@@ -1,43 +1,118 @@
 """Reads: the list of projects, the page of one comparison, the judgments of a project as rows."""
 
+from collections import defaultdict
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 from django.contrib.auth.models import User
-from django.db.models import Count, F, IntegerField, OuterRef, Prefetch, QuerySet, Subquery
+from django.db.models import Case, Exists, F, OuterRef, Prefetch, Q, QuerySet, Subquery, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
 from annotate.formats.rows import NOT_TOLD
-from annotate.models import Annotator, Comparison, Judgment, Lease, Option, Project, Skip, Standing
+from annotate.models import (
+    OVERALL,
+    Annotator,
+    Aspect,
+    Comparison,
+    Draft,
+    Endpoint,
+    Gold,
+    Judgment,
+    Lease,
+    Membership,
+    Option,
+    Project,
+    Revision,
+    Skip,
+    Standing,
+)
+from annotate.services import revisable
 
 ROWS_AT_ONCE = 500
+NUM_EXAMPLES = 20
 
 
 def projects_with_progress(user: User) -> QuerySet[Project]:
-    """This user's projects with num_comparisons, num_judged (by me) and num_open (that I could still judge)."""
+    """This user's projects with what the list of projects says of each.
+
+    num_judged and num_gold (by me), qualified_at and failed_at, has_open (something that I can judge), can_battle
+    (models answer prompts there) and is_managed (by me). What is open is never counted: there may be a million.
+    """
     annotator = Annotator.objects.filter(user=user).first()
     here = OuterRef("pk")
-    comparisons = Comparison.objects.filter(project=here, is_gold=False)
-    judged = Judgment.objects.filter(project=here, annotator=annotator)
-    open_to_me = comparisons.open_to(annotator) if annotator else comparisons.filter(num_taken__lt=F("num_wanted"))
-    held_by_me = Lease.objects.filter(project=here, annotator=annotator)
-    return Project.objects.for_user(user).annotate(
-        num_comparisons=_count(comparisons, "pk"),
-        num_judged=_count(judged, "comparison"),
-        num_open=_count(open_to_me, "pk")
-        + _count(held_by_me, "pk")
-        + _count(_left_behind(here, annotator), "comparison"),
+    standing = Standing.objects.filter(project=here, annotator=annotator)
+    qualification = Q(qualification_size__gt=0, qualified_at__isnull=True)
+    return (
+        Project.objects.for_user(user)
+        .annotate(
+            num_judged=Coalesce(Subquery(standing.values("num_judged")), 0),
+            num_gold=Coalesce(Subquery(standing.values("num_gold")), 0),
+            qualified_at=Subquery(standing.values("qualified_at")),
+            failed_at=Subquery(standing.values("failed_at")),
+            can_battle=Exists(Endpoint.objects.filter(project=here, is_active=True)[1:2]),  # at least two
+            is_managed=Exists(Project.objects.led_by(user, Membership.Role.MANAGER).filter(pk=here)),
+        )
+        .annotate(
+            has_open=Case(
+                When(Exists(Lease.objects.filter(project=here, annotator=annotator)), then=True),
+                When(qualification & Q(failed_at__isnull=False), then=False),
+                When(qualification, then=Exists(_qualification(here, annotator))),
+                When(Exists(_ahead(here, annotator, standing)), then=True),
+                When(Exists(_open(here, annotator)), then=True),
+                default=Exists(_left_behind(here, annotator)),
+            )
+        )
     )
 
 
-def num_judged(project: Project, user: User) -> int:
-    """How many comparisons of the project this user has judged."""
-    standing = Standing.objects.filter(project=project, annotator__user=user).values_list("num_judged", flat=True)
-    return standing.first() or 0
+def standing_of(project: Project, user: User) -> Standing:
+    """Where this user stands in the project; at the very beginning if they never began."""
+    return Standing.objects.filter(project=project, annotator__user=user).first() or Standing(project=project)
+
+
+def standing_in(project: Any) -> Standing:
+    """The same from what `projects_with_progress` knows of the project."""
+    names = ("num_judged", "num_gold", "qualified_at", "failed_at")
+    return Standing(project=project, **{name: getattr(project, name) for name in names})
+
+
+def revisable_judgment(comparison: Comparison, annotator: Annotator) -> Judgment | None:
+    """The annotator's judgment of this comparison, while they can change it.
+
+    One whose known answer they have been told is left as it is: else it would measure nothing.
+    """
+    project = comparison.project
+    if comparison.is_gold and project.gold_feedback:
+        return None
+    mine = revisable(project, annotator).filter(comparison=comparison)
+    return mine.select_related("annotator", "project", "comparison__prompt").first()
+
+
+def last_judgments(project: Project, user: User) -> list[Judgment]:
+    """This user's last judgments of the project, newest first."""
+    annotator = Annotator.objects.filter(user=user).first()
+    if annotator is None:
+        return []
+    return list(
+        revisable(project, annotator).select_related("comparison__project", "comparison__prompt", "comparison__gold")
+    )
+
+
+def judgment_on_gold(project: Project, user: User, pk: int) -> Judgment | None:
+    mine = Judgment.objects.filter(project=project, annotator__user=user, aspect=OVERALL, comparison__is_gold=True)
+    return mine.select_related("comparison__project", "comparison__gold").filter(pk=pk).first()
+
+
+def held_lease(user: User, comparison_id: int) -> Lease | None:
+    """The lease under which this user judges a comparison, with all that its page needs."""
+    held = Lease.objects.filter(
+        comparison=comparison_id, annotator__user=user, project__in=Project.objects.for_user(user)
+    )
+    return held.select_related("annotator", "comparison__project", "comparison__prompt").first()
 
 
 @dataclass(frozen=True)
@@ -50,21 +125,29 @@ class ShownResponse:
 
 @dataclass(frozen=True)
 class ComparisonPage:
-    """What the page of one comparison shows, and the key that its form sends back."""
+    """What the page of one comparison shows, and the key that its form sends back.
+
+    `judgment` is what the annotator has judged already and may revise, with what it said before, oldest first.
+    """
 
     project: Project
     comparison: Comparison
     messages: list[dict[str, str]]
     responses: list[ShownResponse]
+    aspects: list[Aspect]
     key: UUID
+    draft: dict[str, str]
+    judgment: Judgment | None = None
+    by_aspect: dict[str, Judgment] = field(default_factory=dict)
+    revisions: list[Revision] = field(default_factory=list)
+
+    @property
+    def order(self) -> list[int]:
+        return [response.id for response in self.responses]
 
     @property
     def num_responses(self) -> int:
         return len(self.responses)
-
-    @property
-    def is_pairwise(self) -> bool:
-        return self.num_responses == 2
 
 
 def comparison_page(lease: Lease, project: Project) -> ComparisonPage:
@@ -73,7 +156,53 @@ def comparison_page(lease: Lease, project: Project) -> ComparisonPage:
         comparison=lease.comparison,
         messages=lease.comparison.prompt.messages,
         responses=[ShownResponse(pk, lease.contents[pk]) for pk in lease.shown_order],
+        aspects=asked_aspects(project),
         key=lease.key,
+        draft=_draft(lease.comparison, lease.annotator),
+    )
+
+
+def revision_page(judgment: Judgment, project: Project) -> ComparisonPage:
+    """The page of a comparison that its annotator has judged, in the order in which it was shown to them."""
+    comparison = judgment.comparison
+    contents = dict(comparison.responses.order_by("options__position").values_list("pk", "content"))
+    mine = comparison.judgments.filter(annotator=judgment.annotator, repeat=0).select_related("edited_response")
+    by_aspect = {each.aspect: each for each in mine}
+    return ComparisonPage(
+        project=project,
+        comparison=comparison,
+        messages=comparison.prompt.messages,
+        responses=[ShownResponse(pk, contents[pk]) for pk in judgment.shown_order or contents],
+        aspects=asked_aspects(project),
+        key=judgment.key,
+        draft=_draft(comparison, judgment.annotator),
+        judgment=by_aspect[OVERALL],
+        by_aspect=by_aspect,
+        revisions=list(judgment.revisions.all()),
+    )
+
+
+def asked_aspects(project: Project) -> list[Aspect]:
+    return list(project.aspects.filter(is_asked=True))
+
+
+def example_pages(project: Project) -> list[tuple[Gold, dict[int, str]]]:
+    """The worked examples of the guidelines, each with the texts of its responses."""
+    examples = list(
+        Gold.objects.filter(project=project, use=Gold.Use.EXAMPLE)
+        .select_related("comparison__prompt")
+        .order_by("pk")[:NUM_EXAMPLES]
+    )
+    texts: dict[int, dict[int, str]] = defaultdict(dict)
+    options = Option.objects.filter(comparison__in=[example.comparison_id for example in examples])
+    for comparison_id, pk, content in options.values_list("comparison", "response", "response__content"):
+        texts[comparison_id][pk] = content
+    return [(example, texts[example.comparison_id]) for example in examples]
+
+
+def _draft(comparison: Comparison, annotator: Annotator) -> dict[str, str]:
+    return (
+        Draft.objects.filter(comparison=comparison, annotator=annotator).values_list("values", flat=True).first() or {}
     )
 
 
@@ -134,16 +263,31 @@ def _pseudonym(annotator: Annotator, project_id: int) -> str | None:
     return f"annotator-{mac.hexdigest()[:8]}"
 
 
+def _open(project: OuterRef, annotator: Annotator | None) -> QuerySet[Comparison]:
+    """Comparisons of the ordinary queue that I could judge."""
+    comparisons = Comparison.objects.filter(project=project, is_gold=False)
+    return comparisons.open_to(annotator) if annotator else comparisons.filter(num_taken__lt=F("num_wanted"))
+
+
+def _ahead(project: OuterRef, annotator: Annotator | None, standing: QuerySet[Standing]) -> QuerySet[Comparison]:
+    """Those after the one judged last: looking there first saves going over all that I have judged."""
+    return _open(project, annotator).filter(pk__gt=Coalesce(Subquery(standing.values("last_comparison")), 0))
+
+
+def _qualification(project: OuterRef, annotator: Annotator | None) -> QuerySet[Comparison]:
+    golds = Comparison.objects.filter(project=project, is_gold=True, gold__use=Gold.Use.QUALIFICATION)
+    return golds.open_to(annotator) if annotator else golds
+
+
 def _left_behind(project: OuterRef, annotator: Annotator | None) -> QuerySet[Lease]:
     """Expired leases that fill a comparison which I could judge; `lease_next` frees their places."""
     expired = Lease.objects.filter(
-        project=project, expires_at__lte=timezone.now(), comparison__num_taken=F("comparison__num_wanted")
+        project=project,
+        expires_at__lte=timezone.now(),
+        comparison__num_taken=F("comparison__num_wanted"),
+        comparison__is_gold=False,
     )
     for rows in (Judgment.objects, Skip.objects, Lease.objects):
-        expired = expired.exclude(comparison__in=rows.filter(annotator=annotator).values("comparison"))
+        mine = rows.filter(annotator=annotator, comparison=OuterRef("comparison"))
+        expired = expired.filter(~Exists(mine))
     return expired
-
-
-def _count(rows: QuerySet[Any], field: str) -> Coalesce:
-    counted = rows.order_by().values("project").annotate(num=Count(field, distinct=field != "pk")).values("num")
-    return Coalesce(Subquery(counted, output_field=IntegerField()), 0)
