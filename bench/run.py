@@ -13,6 +13,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import bench
 from config.home import HOME
@@ -32,6 +33,7 @@ class Row:
     unit: str
     ratio: float
     aim: float
+    curves: dict[str, Any] | None = None  # what the figure was read from
 
     @property
     def holds(self) -> bool:
