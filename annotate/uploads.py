@@ -1,6 +1,7 @@
 """Files on their way in: to disk under PLUMBLINE_HOME as they arrive, and no further than IMPORT_MAX_MB allows."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,15 +44,15 @@ class ImportForm(forms.Form):
             return None
 
 
-def import_stream(project: Project, stream: IO[bytes]) -> ImportReport:
-    """Import what a request's body holds.
+def import_stream(project: Project, read: Callable[[int], bytes]) -> ImportReport:
+    """Import what a request's body holds, which `read` gives piece by piece.
 
     Raises:
         BadRow, BadFile: nothing is stored.
         RequestDataTooBig: it is longer than IMPORT_MAX_MB.
     """
     with tempfile.NamedTemporaryFile(dir=settings.FILE_UPLOAD_TEMP_DIR, suffix=".upload") as file:
-        _copy(stream, file)
+        _copy(read, file)
         file.flush()
         return import_path(project, Path(file.name), _("the body"))
 
@@ -64,9 +65,9 @@ def import_path(project: Project, path: Path, name: str) -> ImportReport:
         raise BadFile(str(error).replace(str(path), name)) from error
 
 
-def _copy(stream: IO[bytes], file: IO[bytes]) -> None:
+def _copy(read: Callable[[int], bytes], file: IO[bytes]) -> None:
     num_bytes = 0
-    while chunk := stream.read(BYTES_AT_ONCE):
+    while chunk := read(BYTES_AT_ONCE):
         num_bytes += len(chunk)
         if num_bytes > settings.IMPORT_MAX_BYTES:
             raise RequestDataTooBig(f"More than {settings.IMPORT_MAX_BYTES} bytes.")

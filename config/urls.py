@@ -1,10 +1,12 @@
-"""All URLs: annotators' pages, accounts, and the admin."""
+"""All URLs: annotators' pages, accounts, the API, and the admin."""
 
 from django.contrib import admin
 from django.contrib.auth import views as auth_views
 from django.urls import include, path
 from django.views.decorators.cache import cache_control
 from django.views.i18n import JavaScriptCatalog, set_language
+
+from annotate.api import api
 
 urlpatterns = [
     path("", include("annotate.urls")),
@@ -16,5 +18,6 @@ urlpatterns = [
         cache_control(max_age=3600, private=True)(JavaScriptCatalog.as_view(packages=["annotate"])),
         name="jsi18n",
     ),
+    path("api/", api.urls),
     path("admin/", admin.site.urls),
 ]
