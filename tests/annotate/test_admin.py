@@ -1,8 +1,12 @@
+import gzip
 import json
 import re
+from pathlib import Path
 
 import pytest
+from django.conf import settings
 from django.contrib.auth.models import Permission
+from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -302,3 +306,144 @@ def test_admin_pages_have_a_strict_policy(staff):
     assert [
         re.findall(r"<script(?![^>]*src=)[^>]*>| style=| onclick=", answer.content.decode()) for answer in answers
     ] == [[]] * len(pages)
+
+
+# What a project is set to
+
+
+def test_project_is_edited_with_all_that_belongs_to_it(staff):
+    boss, amina, ben = factories.make_user(), factories.make_user(), factories.make_user()
+    endpoint = {
+        "name": "small",
+        "kind": "openai",
+        "base_url": "http://127.0.0.1:8001/v1",
+        "model": "small-1",
+        "key_variable": "SMALL_KEY",
+        "max_tokens": 100,
+        "temperature": 0.5,
+        "is_active": "on",
+    }
+    values = {
+        **formset("aspects", {"name": "tone", "text": "Friendly.", "position": 1, "is_asked": "on"}),
+        **formset("endpoints", endpoint),
+        **{"managers": [boss.pk], "reviewers": [amina.pk, boss.pk], "accounts": [ben.pk, amina.pk]},
+    }
+
+    response = staff.post("/admin/annotate/project/add/", project_form(kind="best", strategy="random", **values))
+
+    project = Project.objects.get()
+    assert (response.status_code, project.kind, project.strategy) == (302, "best", "random")
+    assert list(project.aspects.values_list("name", "text", "position", "is_asked")) == [("tone", "Friendly.", 1, True)]
+    assert list(project.endpoints.values(*endpoint)) == [{**endpoint, "is_active": True}]
+    assert dict(project.memberships.values_list("user", "role")) == {
+        boss.pk: "manager",
+        amina.pk: "reviewer",
+        ben.pk: "annotator",
+    }
+
+
+def test_change_of_roles(staff):
+    amina, ben, cleo = factories.make_user(), factories.make_user(), factories.make_user()
+    project = factories.make_project(members=(amina, ben))
+    kept = project.memberships.get(user=amina).pk
+
+    staff.post(change(project), project_form(managers=[amina.pk], accounts=[cleo.pk]))
+
+    html = staff.get(change(project)).content.decode()
+    assert list(project.memberships.order_by("pk").values_list("user", "role")) == [
+        (amina.pk, "manager"),
+        (cleo.pk, "annotator"),
+    ]
+    assert project.memberships.get(user=amina).pk == kept
+    assert re.findall(r'<option value="(\d+)" selected>', html) == [str(cleo.pk), str(amina.pk)]
+
+
+def test_kind_stays_once_somebody_has_judged(staff):
+    project = factories.make_judgment().project
+
+    html = staff.post(change(project), project_form(name=project.name, kind="rating")).content.decode()
+
+    assert "There are judgments of the other kind already. Make a new project for this." in html
+    assert Project.objects.get().kind == "ranking"
+
+
+# Import
+
+
+def importing(project):
+    return reverse("admin:annotate_project_import", args=[project.pk])
+
+
+def upload(content, name="rows.jsonl"):
+    return {"file": SimpleUploadedFile(name, content, content_type="application/octet-stream")}
+
+
+def numbers(response):
+    return re.findall(r'<th scope="row">(.*?)</th><td>(\d+)</td>', response.content.decode())
+
+
+def uploaded():
+    return list(Path(settings.FILE_UPLOAD_TEMP_DIR).iterdir())
+
+
+def test_import_stores_a_file_and_reports(staff):
+    project = factories.make_project(name="Cooking")
+    rows = [
+        {"prompt": "Eggs?", "responses": ["Boil.", "Fry."], "ranking": [[0], [1]]},
+        {"prompt": "Tea?", "responses": ["Hot.", "Cold."]},
+    ]
+    content = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    page = staff.get(importing(project))
+    response = staff.post(importing(project), upload(content, "rows.jsonl.gz"))
+
+    assert f'<a href="{importing(project)}">Import</a>' in staff.get(change(project)).content.decode()
+    assert (page.status_code, response.status_code) == (200, 200)
+    assert "Read 2 rows." in response.content.decode()
+    assert numbers(response) == [
+        ("New prompts", "2"),
+        ("New responses", "4"),
+        ("New comparisons", "2"),
+        ("New judgments", "1"),
+        ("Rows that added nothing", "0"),
+    ]
+    assert (project.comparisons.count(), uploaded()) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"prompt": "Eggs?", "responses": ["Boil."]}', "line 1, responses: must be 2 to 24 responses, not 1"),
+        (b"\x1f\x8b\x08 broken", "rows.jsonl: is damaged after line 0"),
+        (b"", "The submitted file is empty."),
+    ],
+)
+def test_import_says_what_is_wrong_and_stores_nothing(staff, content, words):
+    project = factories.make_project()
+
+    html = staff.post(importing(project), upload(content)).content.decode()
+
+    assert words in html
+    assert str(settings.FILE_UPLOAD_TEMP_DIR) not in html
+    assert (Comparison.objects.count(), uploaded()) == (0, [])
+
+
+def test_import_refuses_a_file_that_is_too_long(staff, settings):
+    settings.IMPORT_MAX_BYTES = 1000
+    assert staff.post(importing(factories.make_project()), upload(b"x" * 2000)).status_code == 400
+    assert (Comparison.objects.count(), uploaded()) == (0, [])
+
+
+def test_import_is_for_staff_who_may_change_the_project(staff):
+    project = factories.make_project(is_open=False)
+    annotator = Client()
+    annotator.force_login(factories.make_user())
+    viewer, changer = staff_client("view_project"), staff_client("change_project")
+
+    answers = [client.post(importing(project), upload(b"{}")).status_code for client in (viewer, changer)]
+
+    assert answers == [404, 404]  # the second may change projects, but sees this one as little as anybody
+    assert [client.get(importing(project)).status_code for client in (Client(), annotator)] == [302, 302]
+    assert staff.get(importing(Project(pk=0))).status_code == 404
+    assert staff.put(importing(project)).status_code == 405
+    assert "Import" not in viewer.get(change(project)).content.decode()
