@@ -193,9 +193,11 @@ def test_what_is_unknown_or_does_not_fit_is_refused():
 
 
 def test_a_batch_asks_one_of_several_near_duplicates():
-    # three families of ten near duplicates, each about a difference that the others tell nothing about
-    families = scores_of(num_members=50, num_comparisons=3) * np.array([1.2, 1.1, 1.0])[None, :, None]
-    scores = np.repeat(families, 10, axis=1) + 0.01 * generator(1).normal(size=(50, 30, 2))
+    # three families of ten near duplicates; what members say about one family is uncorrelated with the others
+    signs = np.array([[1, 1, 1, 1, -1, -1, -1, -1], [1, 1, -1, -1, 1, 1, -1, -1], [1, -1, 1, -1, 1, -1, 1, -1]]).T
+    differences = np.repeat(signs * np.array([1.1, 1.05, 1.0]), 10, axis=1)
+    differences += 0.001 * generator(1).normal(size=(8, 30))
+    scores = np.stack([differences, np.zeros_like(differences)], axis=2)
     candidates = Candidates.from_scores(scores, POSTERIOR_VARIANCE)
 
     alone = asking_order(candidates, generator(), num_diverse=0)[:3] // 10
