@@ -28,7 +28,6 @@ from annotate.models import GOLD_PLACES, Comparison, Gold, Project
 from annotate.services import import_rows
 
 
-@transaction.atomic
 def make_gold(
     *, comparison: Comparison, ranking: list[list[int]], use: str = Gold.Use.MIXED, explanation: str = ""
 ) -> Gold:
@@ -38,12 +37,8 @@ def make_gold(
         BadRanking: the ranking is no partition of the comparison's responses.
         NotGold: nothing could be got right or wrong, or somebody is judging the comparison just now.
     """
-    check_ranking(ranking, comparison.options.values_list("response_id", flat=True), strength=None)
-    if use != Gold.Use.EXAMPLE and len(ranking) == 1:
-        raise NotGold(_("A known answer must put one response before another."))
-    _place(comparison, use)
-    values = {"project_id": comparison.project_id, "ranking": ranking, "use": use, "explanation": explanation}
-    return Gold.objects.update_or_create(comparison=comparison, defaults=values)[0]
+    reap(comparison.project, timezone.now())
+    return _make_gold(comparison, ranking, use, explanation)
 
 
 def change_gold(*, gold: Gold, use: str, explanation: str) -> Gold:
@@ -71,7 +66,6 @@ def remove_gold(*, gold: Gold) -> None:
     )
 
 
-@transaction.atomic
 def import_gold(*, project: Project, path: Path, use: str = Gold.Use.MIXED) -> int:
     """Store a file whose rankings are the known answers, all of it or nothing. Returns the number of rows.
 
@@ -84,23 +78,29 @@ def import_gold(*, project: Project, path: Path, use: str = Gold.Use.MIXED) -> i
         NotGold: as `make_gold` does.
     """
     rows = [_checked(row, use) for row in read_file(path)]
-    import_rows(project=project, rows=_unjudged(rows))
-    for row in rows:
-        comparison, ids = _find(project, row)
-        ranking = [sorted(ids[index] for index in group) for group in row.ranking or []]
-        explanation = row.meta.get("explanation")
-        make_gold(
-            comparison=comparison,
-            ranking=ranking,
-            use=use,
-            explanation=explanation if isinstance(explanation, str) else "",
-        )
+    reap(project, timezone.now())
+    with transaction.atomic():
+        import_rows(project=project, rows=_unjudged(rows))
+        for row in rows:
+            comparison, ids = _find(project, row)
+            ranking = [sorted(ids[index] for index in group) for group in row.ranking or []]
+            explanation = row.meta.get("explanation")
+            _make_gold(comparison, ranking, use, explanation if isinstance(explanation, str) else "")
     return len(rows)
+
+
+@transaction.atomic
+def _make_gold(comparison: Comparison, ranking: list[list[int]], use: str, explanation: str) -> Gold:
+    check_ranking(ranking, comparison.options.values_list("response_id", flat=True), strength=None)
+    if use != Gold.Use.EXAMPLE and len(ranking) == 1:
+        raise NotGold(_("A known answer must put one response before another."))
+    _place(comparison, use)
+    values = {"project_id": comparison.project_id, "ranking": ranking, "use": use, "explanation": explanation}
+    return Gold.objects.update_or_create(comparison=comparison, defaults=values)[0]
 
 
 def _place(comparison: Comparison, use: str) -> None:
     """Take a comparison out of the queue; locked, so that no lease slips in."""
-    reap(comparison.project, timezone.now())
     stored = Comparison.objects.select_for_update(no_key=True).get(pk=comparison.pk)
     if not stored.is_gold and stored.leases.exists():
         raise NotGold(_("Somebody is judging this comparison just now. Try again in a few minutes."))

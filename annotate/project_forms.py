@@ -106,7 +106,7 @@ class ProjectForm(forms.ModelForm):
         size = int(self.cleaned_data["qualification_size"])
         there = Gold.objects.filter(project=self.instance.pk, use=Gold.Use.QUALIFICATION).count()
         if self.instance.pk and "qualification_size" in self.changed_data and size > there:
-            words = _("Nobody could qualify: only %(number)s comparisons are there for it. Add some first.")
+            words = _("Nobody could qualify. Known answers that are there for it: %(number)s. Add some first.")
             raise forms.ValidationError(words, params={"number": there})
         return size
 

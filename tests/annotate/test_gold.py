@@ -2,10 +2,11 @@ import json
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.utils import timezone
 
 from annotate import gold, services
 from annotate.errors import BadRanking, BadRow, NotGold
-from annotate.models import GOLD_PLACES, Comparison, Gold, Judgment, Project, Standing
+from annotate.models import GOLD_PLACES, Comparison, Gold, Judgment, Lease, Project, Standing
 from annotate.queries import judgment_rows
 from tests.factories import (
     make_annotator,
@@ -121,6 +122,9 @@ def test_make_gold_waits_for_whoever_is_judging():
         make_gold(lease.comparison)
 
     assert (places(lease.comparison), Gold.objects.count()) == ((False, 1, 2), 0)
+    Lease.objects.update(expires_at=timezone.now())
+    make_gold(lease.comparison)
+    assert places(lease.comparison) == (True, 0, GOLD_PLACES)
 
 
 def test_make_gold_refuses_what_is_no_answer():

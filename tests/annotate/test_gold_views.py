@@ -123,7 +123,7 @@ def test_list_says_when_nobody_can_qualify(client, project):
     project.qualification_size = 2
     project.save()
     make_gold(project, use="qualification")
-    words = "Nobody can qualify: 2 comparisons are to be judged for it, and 1 are there."
+    words = "Nobody can qualify. Known answers asked for it: 2; there are: 1."
 
     assert words in main_of(client.get(url("gold", project.pk)))
     make_gold(project, use="qualification")

@@ -126,7 +126,7 @@ def test_qualification_needs_its_comparisons(client, project, page):
 
     answers = [client.post(page, project_form(qualification_size=size)) for size in (2, 1)]
 
-    assert errors(answers[0]) == ["Nobody could qualify: only 1 comparisons are there for it. Add some first."]
+    assert errors(answers[0]) == ["Nobody could qualify. Known answers that are there for it: 1. Add some first."]
     assert (answers[1].status_code, Project.objects.get().qualification_size) == (302, 1)
 
 

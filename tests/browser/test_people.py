@@ -215,6 +215,6 @@ def test_import_in_the_admin(page, live_server, project, shoot, tmp_path):
     page.get_by_label("File").set_input_files(path)
     page.get_by_role("button", name="Import the file").click()
 
-    expect(page.get_by_text("Read 1 rows.")).to_be_visible()
+    expect(page.get_by_text("Read 1 row.")).to_be_visible()
     shoot("admin-import")
     assert project.comparisons.count() == 1
