@@ -1,358 +1,288 @@
-// The comparison page: keys, the board for lists, time on task, and what happens when the network fails.
+// The judging page. While one comparison is judged, the next one is already here: a submit shows it at once and sends
+// the answer in the background, from an outbox that outlives the page. The answer to a submit brings the comparison
+// after next.
 //
-// The plain form is the truth: a key presses a button or sets a <select>, a dragged chip sets a <select>. So all of it
-// works without this script, and the server sees no difference. htmx swaps #comparison; everything here starts anew
-// with each one.
+// The plain form is the truth: it says the same to the server without this script. See compare/page.js for what
+// happens on one comparison, compare/outbox.js for how answers are sent.
 
-const SETTLE_MS = 400; // the second half of a double click must not judge the comparison that has just come
-const DRAFT = "plumbline-draft";
-const NO_KEYS = "plumbline-no-keys";
-const GUIDELINES = "plumbline-guidelines";
+import { hasKeys } from "./compare/dialogs.js";
+import { announce, ask, element, gettext } from "./compare/dom.js";
+import { forgetOldDrafts, renew } from "./compare/draft.js";
+import { Outbox } from "./compare/outbox.js";
+import { ComparisonPage } from "./compare/page.js";
 
-let current = null; // the comparison on show
-
-class Clock {
-  // Seconds in view: a tab in the background does not count.
-  constructor(before) {
-    this.total = before;
-    this.since = document.hidden ? null : performance.now();
+class Flow {
+  constructor() {
+    this.ahead = []; // comparisons that are leased and not on the page yet, soonest first
+    this.hasMore = true;
+    this.notices = document.querySelector("[data-notices]");
+    const root = document.querySelector("[data-comparison]");
+    const { user } = root.dataset;
+    this.outbox = new Outbox(user, (item) => this.held(item), {
+      answered: (item, response, html) => this.answered(item, response, html),
+      invalid: (item, html) => this.invalid(item, html),
+      refused: (item, status) => this.refused(item, status),
+      signedOut: (url) => location.assign(url),
+      waiting: () => this.tellWaiting(),
+      changed: () => this.catchUp(),
+    });
+    this.start(root);
+    if (this.outbox.holds(this.page.id)) this.page.lock(); // it was sent before the reload, and is under way
+    this.outbox.flush();
+    this.prefetch();
+    this.beat();
   }
 
-  pause() {
-    this.total = this.seconds;
-    this.since = null;
+  start(root) {
+    this.path = location.pathname;
+    this.page = new ComparisonPage(root, this);
   }
 
-  resume() {
-    this.since ??= performance.now();
+  // Comparisons that this page has, or is about to judge: none of them is to be offered again.
+  held(item) {
+    const ids = [this.page, ...this.ahead].filter((page) => page.id && !page.isLocked).map(({ id }) => id);
+    const queued = this.outbox.items.filter(({ what }) => what !== "flag").map(({ comparison }) => comparison);
+    return [...new Set([...ids, ...queued])].filter((id) => id !== item?.comparison);
   }
 
-  get seconds() {
-    return this.total + (this.since === null ? 0 : (performance.now() - this.since) / 1000);
-  }
-}
-
-class Board {
-  // Places of a list: chips in rows for the pointer, digits for the keyboard, both over the selects.
-  constructor(root, form) {
-    this.root = root;
-    this.form = form;
-    this.cards = [...form.querySelectorAll("[data-card]")].map((element) => ({
-      element,
-      letter: element.dataset.card,
-      select: element.querySelector("select"),
-    }));
-    this.undone = [];
-    this.restore();
-    this.build();
-    this.refresh();
-    form.addEventListener("change", (event) => this.changed(event));
-    form.addEventListener("focusin", () => this.refresh());
+  sendJudgment(page, fields) {
+    this.send(page, { what: "judgment", url: page.form.getAttribute("action"), fields });
   }
 
-  build() {
-    const aside = this.root.querySelector("[data-board]");
-    aside.replaceChildren(
-      element("h2", {}, "Your order"),
-      element("p", { className: "muted" }, "Drag each letter into a row. The same row is a tie."),
+  sendReason(page, what, url, fields) {
+    const key = page.form.elements.key.value;
+    const item = { what, url, fields: [["key", key], ...fields] };
+    if (what === "skip") return this.send(page, item);
+    this.outbox.put({ ...item, comparison: page.id });
+    announce(gettext("Flagged. You can go on judging."));
+  }
+
+  send(page, item) {
+    this.outcome = item.what === "skip" ? gettext("Skipped.") : "";
+    if (item.what === "judgment" && !page.isRevising) this.countOne();
+    page.lock();
+    this.outbox.put({ ...item, comparison: page.id });
+    page.draft.close({ forget: true });
+    if (this.ahead.length) this.show(this.ahead.shift());
+  }
+
+  countOne() {
+    this.numJudged = 1 + (this.numJudged ?? numberIn(this.page.root));
+  }
+
+  // Put a comparison (or "all done") in the place of the one on the page.
+  show({ html, url }, { isBack = false } = {}) {
+    const { root } = this.page;
+    this.page.close({ forget: false });
+    const section = parse(html).section;
+    root.replaceWith(section);
+    if (url && url !== location.pathname) history.pushState(null, "", url);
+    if (this.numJudged !== undefined && section.dataset.id) showNumber(section, this.numJudged);
+    this.start(section);
+    this.page.focusFirst();
+    scrollTo({ top: 0, behavior: "instant" });
+    if (this.page.hasErrors) return;
+    const heading = section.querySelector("[data-heading]").textContent;
+    announce(this.outcome && !isBack ? `${this.outcome} ${heading}` : heading);
+    this.outcome = "";
+  }
+
+  answered(item, response, html) {
+    if (item.what === "flag") return;
+    const { section, feedback } = parse(html);
+    if (feedback) this.notices.replaceChildren(closable(feedback));
+    const url = response.headers.get("HX-Push-Url");
+    const id = section?.dataset.id;
+    this.hasMore = Boolean(id);
+    if (id && !this.held().includes(id)) this.ahead.push(toShow(section, url));
+    const isOver = section && !id && !this.outbox.holds(this.page.id);
+    if (this.page.isLocked && this.ahead.length) this.show(this.ahead.shift());
+    else if (this.page.isLocked && isOver) this.show(toShow(section, url));
+    else this.prefetch();
+  }
+
+  // The server wants it corrected. What is on the page now comes again afterwards, with what was entered so far.
+  invalid(item, html) {
+    if (!this.page.isLocked && this.page.id) this.ahead.unshift(this.snapshot());
+    if (this.numJudged !== undefined && item.what === "judgment") this.numJudged -= 1;
+    const { section } = parse(html);
+    if (section) this.show(toShow(section, `/comparisons/${item.comparison}/`));
+    this.outcome = "";
+  }
+
+  refused(item, status) {
+    const words =
+      status === 404
+        ? gettext("An answer could not be stored: its comparison is gone, or the project is not yours any more.")
+        : gettext("An answer could not be stored: the server did not understand it.");
+    this.notice(words);
+    if (this.numJudged !== undefined && item.what === "judgment") this.numJudged -= 1;
+    if (this.page.isLocked) this.goOn();
+  }
+
+  snapshot() {
+    return { ...toShow(this.page.root, this.path), html: this.page.html };
+  }
+
+  tellWaiting() {
+    if (!this.page.isLocked) return;
+    this.page.showTrouble(
+      gettext(
+        "The server cannot be reached. Your answer is kept on this device, and the next comparison comes as soon as it is sent.",
+      ),
     );
-    const tiers = element("div", { className: "tiers" });
-    const last = this.cards.length;
-    for (let place = 0; place <= last; place += 1) {
-      const name = place === 0 ? "To place" : place === 1 ? "1 Best" : place === last ? `${place} Worst` : `${place}`;
-      const slot = element("ol", { className: "slot", ariaLabel: place ? `Place ${name}` : "Not placed yet" });
-      slot.dataset.place = place || "";
-      const tier = element("div", { className: "tier" }, element("span", { className: "tier-name" }, name), slot);
-      tiers.append(tier);
-      window.Sortable.create(slot, {
-        group: "board",
-        animation: matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : 120,
-        ghostClass: "is-dragged",
-        forceFallback: true,
-        onEnd: (event) => this.dropped(event),
-      });
+  }
+
+  // Another tab has sent what this page was waiting for.
+  catchUp() {
+    if (this.page.isLocked && !this.outbox.holds(this.page.id)) this.goOn();
+  }
+
+  async fetchNext() {
+    const response = await ask(
+      this.page.root.dataset.nextUrl,
+      this.held().map((id) => ["besides", id]),
+    );
+    const signIn = response.headers.get("HX-Redirect");
+    if (signIn) return location.assign(signIn);
+    if (response.status === 204) return null;
+    if (!response.ok) throw new Error(response.statusText);
+    const { section } = parse(await response.text());
+    return toShow(section, response.headers.get("HX-Push-Url"));
+  }
+
+  async prefetch() {
+    if (!this.page.id || this.ahead.length || !this.hasMore || this.isFetching || this.outbox.items.length) return;
+    this.isFetching = true;
+    try {
+      const next = await this.fetchNext();
+      this.hasMore = Boolean(next?.id);
+      if (next?.id && !this.held().includes(next.id)) this.ahead.push(next);
+    } catch {
+      // without it, the answer to the submit brings the next one
+    } finally {
+      this.isFetching = false;
     }
-    aside.append(tiers);
-    aside.hidden = false;
-    const tray = tiers.querySelector('[data-place=""]');
-    for (const card of this.cards) {
-      const snippet = card.element.querySelector("[data-text]").textContent.trim().slice(0, 80);
-      card.chip = element(
-        "li",
-        { className: "chip" },
-        element("span", { className: "letter" }, card.letter),
-        element("span", { className: "snippet", dir: "auto" }, snippet),
-      );
-      card.chip.dataset.chip = card.letter;
-      card.chip.addEventListener("click", () => this.focus(card));
-      tray.append(card.chip);
+    if (this.page.isLocked && this.ahead.length) this.show(this.ahead.shift());
+  }
+
+  // On to the next comparison without answering this one.
+  async goOn() {
+    if (this.ahead.length) return this.show(this.ahead.shift());
+    try {
+      const next = await this.fetchNext();
+      if (next) this.show(next);
+      else location.assign(this.page.root.dataset.nextUrl.replace(/next\/$/, "done/"));
+    } catch {
+      announce(gettext("The server cannot be reached."));
     }
-    tray.style.minHeight = `${tray.offsetHeight}px`; // it keeps its size as it empties: no row moves under the pointer
   }
 
-  dropped(event) {
-    // Where the pointer let go counts; Sortable looks only every 50 ms, and a quick hand is faster.
-    const { clientX, clientY } = event.originalEvent.changedTouches?.[0] ?? event.originalEvent;
-    const slot = document.elementFromPoint(clientX, clientY)?.closest(".slot") ?? event.to;
-    const card = this.cards.find((candidate) => candidate.chip === event.item);
-    this.place(card, slot.dataset.place);
-    this.refresh();
-  }
-
-  changed(event) {
-    const card = this.cards.find((candidate) => candidate.select === event.target);
-    if (card) {
-      this.undone.push([card, card.place]);
-      this.settle(card);
+  // To the judgment before this one, to revise it.
+  async goBack() {
+    if (this.outbox.items.length) {
+      await this.outbox.flush();
+      if (this.outbox.items.length) return announce(gettext("The last answer is not sent yet. Try again in a moment."));
     }
-    this.save();
-  }
-
-  place(card, place) {
-    if (card.select.value === place) return;
-    this.undone.push([card, card.select.value]);
-    card.select.value = place;
-    this.settle(card);
-    this.save();
-  }
-
-  settle(card) {
-    this.refresh();
-    const left = this.unplaced.length;
-    const where = card.select.value ? `place ${card.select.value}` : "not placed";
-    announce(`Response ${card.letter}: ${where}. ${left ? `${left} to place.` : "All are placed: press Enter to submit."}`);
-  }
-
-  refresh() {
-    const active = this.active;
-    for (const card of this.cards) {
-      card.place = card.select.value;
-      const slot = this.root.querySelector(`.slot[data-place="${card.place}"]`);
-      if (card.chip.parentElement !== slot) slot.append(card.chip);
-      card.element.classList.toggle("is-current", card === active);
+    try {
+      const list = parse(await (await ask(this.page.root.dataset.mineUrl)).text()).document;
+      const urls = [...list.querySelectorAll("a[data-revise]")].map((link) => link.getAttribute("href"));
+      const url = urls[urls.indexOf(location.pathname) + 1];
+      if (!url) return announce(gettext("There is no earlier judgment to go back to."));
+      const { section } = parse(await (await ask(url)).text());
+      if (this.page.id && !this.page.isRevising) this.ahead.unshift(this.snapshot());
+      this.show(toShow(section, url), { isBack: true });
+    } catch {
+      announce(gettext("The server cannot be reached."));
     }
-    const left = this.unplaced.map((card) => card.letter);
-    this.root.querySelector("[data-status]").textContent = left.length
-      ? `${this.cards.length - left.length} of ${this.cards.length} placed. To place: ${left.join(", ")}.`
-      : "All are placed.";
   }
 
-  get unplaced() {
-    return this.cards.filter((card) => !card.select.value);
+  notice(words) {
+    this.notices.replaceChildren(closable(element("p", { className: "notice" }, words)));
   }
 
-  get focused() {
-    return this.cards.find((card) => card.element.contains(document.activeElement)) ?? null;
+  // The lease of what is shown and of what comes next lives as long as somebody is here, or has work to send.
+  beat() {
+    const seconds = Number(this.page.root.dataset.leaseSeconds) || 900;
+    setTimeout(() => this.beat(), (seconds * 1000) / 3);
+    if (this.lastBeat && (!document.hidden || this.outbox.items.length)) this.renewAll();
+    this.lastBeat = Date.now();
   }
 
-  // The card that a digit places: the one in focus, else the first that has no place yet.
-  get active() {
-    return this.focused ?? this.unplaced[0] ?? null;
-  }
-
-  focus(card) {
-    card.element.focus();
-    card.element.scrollIntoView({ block: "nearest" });
-  }
-
-  move(step) {
-    const index = this.cards.indexOf(this.focused);
-    const next = index < 0 ? (step > 0 ? 0 : this.cards.length - 1) : index + step;
-    if (this.cards[next]) this.focus(this.cards[next]);
-  }
-
-  digit(place) {
-    if (!this.active || place > this.cards.length) return;
-    this.place(this.active, String(place));
-    this.active?.element.scrollIntoView({ block: "nearest" });
-  }
-
-  undo() {
-    const last = this.undone.pop();
-    if (!last) return announce("Nothing to undo.");
-    const [card, place] = last;
-    card.select.value = place;
-    this.settle(card);
-    this.save();
-    if (this.focused) this.focus(card);
-  }
-
-  // What was placed survives a reload and a new sign-in.
-  save() {
-    const places = this.cards.map((card) => card.select.value);
-    const draft = { of: this.root.dataset.draft, places, allBad: this.form.elements.all_bad.checked };
-    sessionStorage.setItem(DRAFT, JSON.stringify(draft));
-  }
-
-  restore() {
-    const draft = JSON.parse(sessionStorage.getItem(DRAFT));
-    if (draft?.of !== this.root.dataset.draft) return sessionStorage.removeItem(DRAFT);
-    if (this.unplaced.length < this.cards.length) return; // the server sent back what was entered
-    this.cards.forEach((card, index) => (card.select.value = draft.places[index]));
-    this.form.elements.all_bad.checked = draft.allBad;
-  }
-
-  onKey(key, target) {
-    if (/^[0-9]$/.test(key)) this.digit(Number(key) || 10);
-    else if (key === "j" || key === "arrowright") this.move(1);
-    else if (key === "k" || key === "arrowleft") this.move(-1);
-    else if (key === "u") this.undo();
-    else if (key === "n") this.form.elements.all_bad.click();
-    else if (key === "enter" && !target.closest("a, button, summary, input")) {
-      if (this.unplaced.length) announce(this.root.querySelector("[data-status]").textContent);
-      else this.root.querySelector("[data-submit]").click();
-    } else return false;
-    return true;
+  async renewAll() {
+    this.lastBeat = Date.now();
+    if (this.page.id && !this.page.isLocked) this.page.draft.send();
+    for (const next of [...this.ahead]) {
+      const status = await renew(next.draftUrl, { alive: "1", key: next.key });
+      if (status === 410) this.ahead = this.ahead.filter((other) => other !== next);
+    }
+    this.prefetch();
   }
 }
 
-class ComparisonPage {
-  constructor(root) {
-    this.root = root;
-    this.shownAt = performance.now();
-    this.form = root.querySelector("[data-judgment]");
-    this.help = root.querySelector("[data-help]");
-    if (!this.form) return;
-    this.clock = new Clock(Number(this.form.elements.seconds.value) || 0);
-    this.board = root.querySelector("[data-board]") ? new Board(root, this.form) : null;
-    this.setUpHelp();
-    this.setUpGuidelines();
-    showKeys(root);
-    setTimeout(() => (root.dataset.ready = ""), SETTLE_MS);
-  }
-
-  get isSettled() {
-    return performance.now() - this.shownAt >= SETTLE_MS;
-  }
-
-  setUpHelp() {
-    const open = this.root.querySelector("[data-open-help]");
-    open.hidden = false;
-    open.addEventListener("click", () => this.openHelp());
-    const useKeys = this.help.querySelector("[data-use-keys]");
-    useKeys.checked = hasKeys();
-    useKeys.addEventListener("change", () => {
-      localStorage.setItem(NO_KEYS, useKeys.checked ? "" : "1");
-      showKeys(this.root);
-    });
-  }
-
-  openHelp() {
-    this.help.showModal();
-    this.help.querySelector("button").focus();
-  }
-
-  setUpGuidelines() {
-    this.guidelines = this.root.querySelector("[data-guidelines]");
-    if (!this.guidelines) return;
-    this.guidelines.open = sessionStorage.getItem(GUIDELINES) === "open";
-    this.guidelines.addEventListener("toggle", () => {
-      sessionStorage.setItem(GUIDELINES, this.guidelines.open ? "open" : "");
-    });
-  }
-
-  focusFirst() {
-    const target = this.root.querySelector("[data-errors]") ?? this.root.querySelector("[data-heading]");
-    target?.focus({ preventScroll: true });
-  }
-
-  showTrouble(words) {
-    const trouble = this.root.querySelector("[data-trouble]");
-    trouble.hidden = !words;
-    trouble.textContent = words;
-  }
-
-  onKey(event) {
-    const key = keyOf(event);
-    const button = this.root.querySelector(`button[data-key="${CSS.escape(key)}"]`);
-    if (key === "?") this.openHelp();
-    else if (key === "g" && this.guidelines) this.guidelines.open = !this.guidelines.open;
-    else if (button) button.click();
-    else return this.board?.onKey(key, event.target) ?? false;
-    return true;
-  }
+function parse(html) {
+  const parsed = new DOMParser().parseFromString(html, "text/html");
+  return {
+    document: parsed,
+    section: parsed.querySelector("[data-comparison]"),
+    feedback: parsed.querySelector("[data-feedback]"),
+  };
 }
 
-function element(tag, properties, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
+// What `Flow.show` wants to know of a fragment.
+function toShow(section, url) {
+  const { id = null, draftUrl } = section.dataset;
+  return { id, url, draftUrl, html: section.outerHTML, key: section.querySelector("input[name=key]")?.value ?? "" };
 }
 
-function announce(words) {
-  document.getElementById("announcer").textContent = words;
+function closable(content) {
+  const close = element(
+    "button",
+    { type: "button", className: "button quiet", ariaLabel: gettext("Close this notice") },
+    "×",
+  );
+  const box = element("div", { className: "closable" }, content, close);
+  close.addEventListener("click", () => box.remove());
+  return box;
 }
 
-function hasKeys() {
-  return !localStorage.getItem(NO_KEYS);
+// The number of own judgments; a page that was fetched ahead does not count the last ones yet.
+function numberIn(root) {
+  return Number(root.querySelector("[data-num-judged]")?.dataset.numJudged) || 0;
 }
 
-function showKeys(root) {
-  root.querySelectorAll("[data-keys-only]").forEach((hint) => (hint.hidden = !hasKeys()));
+function showNumber(root, number) {
+  const place = root.querySelector("[data-num-judged]");
+  if (!place) return;
+  place.textContent = place.textContent.replace(/\d+/, String(number));
+  place.dataset.numJudged = String(number);
 }
 
-// Digits count by their place on the keyboard too: on a French one they need Shift.
-function keyOf(event) {
-  const isDigit = /^Digit\d$/.test(event.code) && !event.shiftKey;
-  return isDigit ? event.code.at(-1) : event.key.toLowerCase();
-}
-
-function isTyping(target) {
-  return target.closest("input:not([type=checkbox]), select, textarea, [contenteditable]") !== null;
-}
-
-function start(root) {
-  current = new ComparisonPage(root);
-}
+forgetOldDrafts();
+const flow = new Flow();
 
 document.addEventListener("keydown", (event) => {
-  const hasModifier = event.ctrlKey || event.altKey || event.metaKey;
-  if (!current?.form || current.help.open || !hasKeys() || hasModifier || event.repeat || isTyping(event.target)) return;
-  if (current.onKey(event)) event.preventDefault();
+  if (!flow.page.form || event.repeat || event.defaultPrevented) return;
+  if (!hasKeys() && !document.querySelector("dialog[open]")) return;
+  if (flow.page.onKey(event)) event.preventDefault();
 });
+
+for (const type of ["keydown", "pointerdown", "pointermove", "wheel", "touchmove", "scroll", "input"]) {
+  document.addEventListener(type, () => flow.page.clock?.sign(), { capture: true, passive: true });
+}
 
 document.addEventListener("visibilitychange", () => {
-  if (document.hidden) current?.clock?.pause();
-  else current?.clock?.resume();
+  const { page } = flow;
+  if (document.hidden) {
+    page.clock?.pause();
+    if (page.draft?.isUnsent) page.draft.send();
+  } else {
+    page.clock?.sign();
+    flow.renewAll();
+  }
 });
 
-// Before htmx and before the browser: too soon is a slip of the finger; else the form takes its time along.
-document.addEventListener(
-  "submit",
-  (event) => {
-    if (event.target !== current?.form) return;
-    if (!current.isSettled) {
-      event.preventDefault();
-      event.stopImmediatePropagation();
-      return;
-    }
-    current.outcome = event.submitter?.hasAttribute("formaction") ? "Skipped." : "Saved.";
-    current.form.elements.seconds.value = current.clock.seconds.toFixed(1);
-    current.showTrouble("");
-  },
-  true,
-);
-
-document.addEventListener("htmx:afterSwap", () => {
-  const root = document.querySelector("[data-comparison]");
-  if (root === current?.root) return;
-  const { outcome } = current;
-  start(root);
-  current.focusFirst();
-  const heading = root.querySelector("[data-heading]").textContent;
-  if (!root.querySelector("[data-errors]")) announce(`${outcome} ${heading}`);
+// Back and forward are pages of their own: the server knows best what stands there by now.
+addEventListener("popstate", () => {
+  if (location.pathname !== flow.path) location.reload();
 });
-
-const TROUBLE = "Nothing is lost: what you entered is still here. Try again.";
-const onTrouble = (words) => () => current?.showTrouble(words);
-document.addEventListener("htmx:sendError", onTrouble(`The server cannot be reached. ${TROUBLE}`));
-document.addEventListener("htmx:timeout", onTrouble(`The server takes too long to answer. ${TROUBLE}`));
-document.addEventListener("htmx:responseError", (event) => {
-  const words = {
-    403: "You have signed in or out in another tab. Reload the page to go on.",
-    404: "This comparison is no longer yours. Reload the page to go on.",
-  };
-  current?.showTrouble(words[event.detail.xhr.status] ?? `The server met an error. ${TROUBLE}`);
-});
-
-start(document.querySelector("[data-comparison]"));

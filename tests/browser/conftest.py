@@ -6,14 +6,20 @@ to the folder PLUMBLINE_SHOTS names, else to the test's own temporary folder.
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from pytest_django.live_server_helper import LiveServer
 
+from annotate.models import Annotator
 from config.home import BASE_DIR
+from tests import factories
 
 ARGUMENTS = [
     "--headless",
@@ -65,6 +71,9 @@ class Watch:
 
     def __init__(self, page: Page) -> None:
         self.complaints: list[str] = []
+        self.under_way: set[Request] = set()
+        for event in ("requestfinished", "requestfailed"):
+            page.on(event, lambda request: self.under_way.discard(request))  # noqa: PLW0108 -- Playwright takes no built-in
         page.on("console", self._on_console)
         page.on("pageerror", lambda error: self.complaints.append(f"script: {error}"))
         page.on("request", self._on_request)
@@ -73,23 +82,67 @@ class Watch:
         if message.type in ("error", "warning"):
             self.complaints.append(f"console: {message.text}")
 
+    def wait_for_answers(self, page: Page, seconds: float = 2) -> None:
+        deadline = time.monotonic() + seconds
+        while self.under_way and not page.is_closed() and time.monotonic() < deadline:
+            page.wait_for_timeout(20)
+
     def _on_request(self, request: Request) -> None:
+        self.under_way.add(request)
         address = urlsplit(request.url)
         if address.scheme not in ("data", "blob") and address.hostname not in ("127.0.0.1", "localhost"):
             self.complaints.append(f"request to {request.url}")
 
 
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A fresh profile on a laptop's screen; the test fails if the page complained of anything."""
-    context = browser.new_context(viewport=LAPTOP, locale="en-GB")
+@contextmanager
+def opened(browser: Browser, **options: Any) -> Iterator[Page]:
+    """A page in a fresh profile, which must not have complained of anything in the end.
+
+    A page that is closed sends its last draft. It is cut off from the network before, and what is under way gets
+    its answer: else the server would write while the database is emptied for the next test.
+    """
+    context = browser.new_context(locale="en-GB", **options)
     context.set_default_timeout(10_000)
     page = context.new_page()
     watch = Watch(page)
     page.complaints = watch.complaints
     yield page
+    complaints = list(watch.complaints)
+    watch.wait_for_answers(page)
+    context.set_offline(True)
     context.close()
-    assert watch.complaints == []
+    assert complaints == []
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A laptop's screen and mouse."""
+    with opened(browser, viewport=LAPTOP) as page:
+        yield page
+
+
+@pytest.fixture
+def annotator() -> Annotator:
+    return factories.make_annotator(user=factories.make_user(username="amina"))
+
+
+@pytest.fixture
+def start(page: Page, live_server: LiveServer, annotator: Annotator) -> Callable[..., None]:
+    """Sign in as `annotator` and start judging, in the only project or in the one of that name."""
+
+    def start(project: str = "") -> None:
+        sign_in(page, live_server.url)
+        page.get_by_role("button", name=f"Start {project}").click()
+        page.locator("#comparison[data-ready]").wait_for()
+
+    return start
+
+
+def sign_in(page: Page, address: str, username: str = "amina") -> None:
+    page.goto(address)
+    page.get_by_label("Name").fill(username)
+    page.get_by_label("Password").fill("a long passphrase")
+    page.get_by_role("button", name="Sign in").click()
 
 
 @pytest.fixture
