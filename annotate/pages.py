@@ -12,7 +12,7 @@ from django.utils.translation import ngettext
 from annotate.forms import JudgmentForm, highlight_by_position
 from annotate.models import Flag, Gold, Judgment, Project, Skip, Standing
 from annotate.queries import ComparisonPage
-from annotate.questions import BEST, LETTERS, LISTWISE, PAIRWISE, Choice, PairQuestion, Question, kind_of, own_ranking
+from annotate.questions import BEST, LETTERS, LISTWISE, PAIRWISE, Choice, PairQuestion, Question, own_ranking
 from annotate.stats.gold import gold_score
 
 SKIP_REASONS = [(value, label) for value, label in Skip.Reason.choices if value]
@@ -37,17 +37,14 @@ class Card(NamedTuple):
     best: Choice | None
 
 
-def judgment_form(page: ComparisonPage, data: Any = None) -> JudgmentForm:
+def judgment_form(page: ComparisonPage) -> JudgmentForm:
     """The page's form, filled in with what its annotator has answered or entered before."""
     initial = {"key": page.key, **_judged(page), **page.draft}
-    blank = JudgmentForm(
-        data, project=page.project, num_responses=page.num_responses, aspects=page.aspects, initial=initial
-    )
-    for question in blank.questions if page.judgment else ():
-        said = page.by_aspect.get(question.name)
-        entered = question.entered(model_to_dict(said), page.order) if said else {}
-        blank.initial = {**entered, **blank.initial}
-    return blank
+    form = JudgmentForm(project=page.project, num_responses=page.num_responses, aspects=page.aspects, initial=initial)
+    for question in form.questions:
+        if said := page.by_aspect.get(question.name):
+            form.initial = {**question.entered(model_to_dict(said), page.order), **form.initial}
+    return form
 
 
 def _judged(page: ComparisonPage) -> dict[str, Any]:
@@ -111,6 +108,11 @@ def judgment_words(judgment: Judgment) -> str:
     return answer_words(
         model_to_dict(judgment), judgment.shown_order or [pk for group in judgment.ranking for pk in group]
     )
+
+
+def title(judgment: Judgment) -> str:
+    """The beginning of what was asked; half a character, which JSON may hold, cannot be sent."""
+    return str(judgment.comparison.prompt).encode("utf-8", "replace").decode("utf-8")
 
 
 def answer_words(said: Mapping[str, Any], order: list[int]) -> str:
@@ -209,7 +211,3 @@ def qualification_words(project: Project, standing: Standing) -> str:
         project.qualification_size,
     )
     return words % {"number": project.qualification_size, "done": min(standing.num_gold, project.qualification_size)}
-
-
-def kind_words(project: Project, num_responses: int) -> str:
-    return heading(kind_of(project, num_responses), project, num_responses)

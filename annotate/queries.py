@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from django.contrib.auth.models import User
-from django.db.models import Case, Exists, F, OuterRef, Prefetch, Q, QuerySet, Subquery, When
+from django.db.models import Case, Exists, F, OuterRef, Prefetch, Q, QuerySet, Subquery, When, prefetch_related_objects
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
@@ -34,13 +34,14 @@ from annotate.services import revisable
 
 ROWS_AT_ONCE = 500
 NUM_EXAMPLES = 20
+LEADS = (Membership.Role.REVIEWER, Membership.Role.MANAGER)
 
 
 def projects_with_progress(user: User) -> QuerySet[Project]:
     """This user's projects with what the list of projects says of each.
 
     num_judged and num_gold (by me), qualified_at and failed_at, has_open (something that I can judge), can_battle
-    (models answer prompts there) and is_managed (by me). What is open is never counted: there may be a million.
+    (models answer prompts there), is_led and is_managed (by me). What is open is never counted: there may be a million.
     """
     annotator = Annotator.objects.filter(user=user).first()
     here = OuterRef("pk")
@@ -54,6 +55,7 @@ def projects_with_progress(user: User) -> QuerySet[Project]:
             qualified_at=Subquery(standing.values("qualified_at")),
             failed_at=Subquery(standing.values("failed_at")),
             can_battle=Exists(Endpoint.objects.filter(project=here, is_active=True)[1:2]),  # at least two
+            is_led=Exists(Project.objects.led_by(user, *LEADS).filter(pk=here)),
             is_managed=Exists(Project.objects.led_by(user, Membership.Role.MANAGER).filter(pk=here)),
         )
         .annotate(
@@ -71,7 +73,9 @@ def projects_with_progress(user: User) -> QuerySet[Project]:
 
 def standing_of(project: Project, user: User) -> Standing:
     """Where this user stands in the project; at the very beginning if they never began."""
-    return Standing.objects.filter(project=project, annotator__user=user).first() or Standing(project=project)
+    standing = Standing.objects.filter(project=project, annotator__user=user).first() or Standing()
+    standing.project = project
+    return standing
 
 
 def standing_in(project: Any) -> Standing:
@@ -136,6 +140,7 @@ class ComparisonPage:
     responses: list[ShownResponse]
     aspects: list[Aspect]
     key: UUID
+    standing: Standing
     draft: dict[str, str]
     judgment: Judgment | None = None
     by_aspect: dict[str, Judgment] = field(default_factory=dict)
@@ -151,6 +156,7 @@ class ComparisonPage:
 
 
 def comparison_page(lease: Lease, project: Project) -> ComparisonPage:
+    standing, draft = _standing_and_draft(lease.comparison, project, lease.annotator)
     return ComparisonPage(
         project=project,
         comparison=lease.comparison,
@@ -158,7 +164,8 @@ def comparison_page(lease: Lease, project: Project) -> ComparisonPage:
         responses=[ShownResponse(pk, lease.contents[pk]) for pk in lease.shown_order],
         aspects=asked_aspects(project),
         key=lease.key,
-        draft=_draft(lease.comparison, lease.annotator),
+        standing=standing,
+        draft=draft,
     )
 
 
@@ -168,6 +175,7 @@ def revision_page(judgment: Judgment, project: Project) -> ComparisonPage:
     contents = dict(comparison.responses.order_by("options__position").values_list("pk", "content"))
     mine = comparison.judgments.filter(annotator=judgment.annotator, repeat=0).select_related("edited_response")
     by_aspect = {each.aspect: each for each in mine}
+    standing, draft = _standing_and_draft(comparison, project, judgment.annotator)
     return ComparisonPage(
         project=project,
         comparison=comparison,
@@ -175,15 +183,19 @@ def revision_page(judgment: Judgment, project: Project) -> ComparisonPage:
         responses=[ShownResponse(pk, contents[pk]) for pk in judgment.shown_order or contents],
         aspects=asked_aspects(project),
         key=judgment.key,
-        draft=_draft(comparison, judgment.annotator),
+        standing=standing,
+        draft=draft,
         judgment=by_aspect[OVERALL],
         by_aspect=by_aspect,
         revisions=list(judgment.revisions.all()),
     )
 
 
-def asked_aspects(project: Project) -> list[Aspect]:
-    return list(project.aspects.filter(is_asked=True))
+def asked_aspects(project: Any) -> list[Aspect]:
+    """Read once for the same object: a submit and the comparison that follows it ask for the same ones."""
+    asked = Prefetch("aspects", Aspect.objects.filter(is_asked=True), to_attr="asked_aspects")
+    prefetch_related_objects([project], asked)
+    return list(project.asked_aspects)
 
 
 def example_pages(project: Project) -> list[tuple[Gold, dict[int, str]]]:
@@ -200,10 +212,14 @@ def example_pages(project: Project) -> list[tuple[Gold, dict[int, str]]]:
     return [(example, texts[example.comparison_id]) for example in examples]
 
 
-def _draft(comparison: Comparison, annotator: Annotator) -> dict[str, str]:
-    return (
-        Draft.objects.filter(comparison=comparison, annotator=annotator).values_list("values", flat=True).first() or {}
-    )
+def _standing_and_draft(
+    comparison: Comparison, project: Project, annotator: Annotator
+) -> tuple[Standing, dict[str, str]]:
+    drafts = Draft.objects.filter(comparison=comparison, annotator=annotator)
+    standings = Standing.objects.filter(project=project, annotator=annotator)
+    standing: Any = standings.annotate(draft=Subquery(drafts.values("values"))).first() or Standing()
+    standing.project = project
+    return standing, getattr(standing, "draft", None) or {}
 
 
 def judgment_rows(

@@ -27,7 +27,7 @@ from annotate import pages, queries, services
 from annotate.distribution import lease_shown, shown_order
 from annotate.errors import NotLeased
 from annotate.forms import FlagForm, JudgmentForm, ReasonForm, SkipForm
-from annotate.models import OVERALL, Annotator, Comparison, Judgment, Lease, Mirror, Project, Skip
+from annotate.models import OVERALL, Annotator, Comparison, Judgment, Lease, Mirror, Project, Skip, Standing
 from annotate.queries import ComparisonPage
 
 NUM_VERSIONS = 50
@@ -74,7 +74,7 @@ def mine(request: HttpRequest, pk: int) -> HttpResponse:
     project = my_project(request, pk)
     standing = queries.standing_of(project, request.user)
     judgments = [
-        (judgment, pages.judgment_words(judgment), pages.feedback_on(judgment))
+        (judgment, pages.title(judgment), pages.judgment_words(judgment), pages.feedback_on(judgment))
         for judgment in queries.last_judgments(project, request.user)
     ]
     context = {"project": project, "standing": standing, "judgments": judgments, "number": services.NUM_REVISABLE}
@@ -179,20 +179,17 @@ def draft(request: HttpRequest, pk: int) -> HttpResponse:
     if request.POST.get("alive"):
         is_held = services.renew_lease(comparison=comparison, annotator=annotator)
     else:
-        project = comparison.project
-        aspects = queries.asked_aspects(project)
-        form = JudgmentForm(request.POST, project=project, num_responses=comparison.num_responses, aspects=aspects)
-        is_held = services.save_draft(comparison=comparison, annotator=annotator, values=form.draft())
+        entered = posted_form(request, comparison).draft()
+        is_held = services.save_draft(comparison=comparison, annotator=annotator, values=entered)
     return HttpResponse(status=HTTPStatus.NO_CONTENT if is_held else HTTPStatus.GONE)
 
 
 def submit(request: HttpRequest, comparison: Comparison, annotator: Annotator, held: Lease | None) -> HttpResponse:
     lease = shown_lease(request, comparison, annotator, held)
-    page = queries.comparison_page(lease, comparison.project)
-    form = pages.judgment_form(page, request.POST)
+    form, order = posted_form(request, comparison), lease.shown_order
     if not form.is_valid():
-        return show_invalid(request, page, form)
-    answers = form.answers(page.order)
+        return show_invalid(request, queries.comparison_page(lease, comparison.project), form)
+    answers = form.answers(order)
     overall = answers.pop(OVERALL)
     judgment, following = services.record_and_lease_next(
         comparison=comparison,
@@ -204,11 +201,11 @@ def submit(request: HttpRequest, comparison: Comparison, annotator: Annotator, h
         is_all_bad=overall.is_all_bad,
         ratings=overall.ratings,
         aspects=answers,
-        edit=form.better_answer(page.order),
+        edit=form.better_answer(order),
         key=lease.key,
         source=Judgment.Source.BROWSER,
         lease=lease,
-        **form.told(page.order),
+        **form.told(order),
     )
     return saved(request, comparison, judgment, following)
 
@@ -216,10 +213,12 @@ def submit(request: HttpRequest, comparison: Comparison, annotator: Annotator, h
 def revise(request: HttpRequest, comparison: Comparison, annotator: Annotator, held: Lease | None) -> HttpResponse:
     judgment = queries.revisable_judgment(comparison, annotator)
     if judgment is None:
-        return show_past(request, comparison, annotator)
+        response = show_past(request, comparison, annotator)
+        response.status_code = HTTPStatus.CONFLICT
+        return response
     project = comparison.project
     page = queries.revision_page(judgment, project)
-    form = pages.judgment_form(page, request.POST)
+    form = posted_form(request, comparison)
     if not form.is_valid():
         return show_invalid(request, page, form)
     answers = form.answers(page.order)
@@ -248,6 +247,12 @@ def find(request: HttpRequest, pk: int) -> tuple[Comparison, Annotator, Lease | 
         return lease.comparison, lease.annotator, lease
     mine = Comparison.objects.for_user(request.user).select_related("project", "prompt")
     return get_object_or_404(mine, pk=pk), get_object_or_404(Annotator, user=request.user), None
+
+
+def posted_form(request: HttpRequest, comparison: Comparison) -> JudgmentForm:
+    project = comparison.project
+    aspects = queries.asked_aspects(project)
+    return JudgmentForm(request.POST, project=project, num_responses=comparison.num_responses, aspects=aspects)
 
 
 def posted_key(request: HttpRequest) -> Any:
@@ -344,7 +349,7 @@ def show_comparison(
         "skip_reasons": pages.SKIP_REASONS,
         "flag_reasons": pages.FLAG_REASONS,
     }
-    return show(request, page.project, "annotate/_comparison.html", context, feedback)
+    return show(request, page.standing, "annotate/_comparison.html", context, feedback)
 
 
 def show_invalid(
@@ -370,23 +375,24 @@ def show_past(request: HttpRequest, comparison: Comparison, annotator: Annotator
         raise Http404("This comparison was not shown to you.")
     context = {"title": title, "words": words, "has_more": True}
     feedback = pages.feedback_on(judgment) if judgment else None
-    return show(request, comparison.project, "annotate/_finished.html", context, feedback)
+    standing = queries.standing_of(comparison.project, request.user)
+    return show(request, standing, "annotate/_finished.html", context, feedback)
 
 
 def show_done(request: HttpRequest, project: Project, feedback: pages.Feedback | None = None) -> HttpResponse:
     words = _("Nothing in this project is open to you now. What others leave comes back to the queue.")
     context = {"title": _("All done for now"), "words": words}
-    return show(request, project, "annotate/_finished.html", context, feedback)
+    return show(request, queries.standing_of(project, request.user), "annotate/_finished.html", context, feedback)
 
 
 def show(
     request: HttpRequest,
-    project: Project,
+    standing: Standing,
     fragment: str,
     context: dict[str, Any],
     feedback: pages.Feedback | None = None,
 ) -> HttpResponse:
-    standing = queries.standing_of(project, request.user)
+    project = standing.project
     context = {
         **context,
         "project": project,

@@ -4,7 +4,7 @@ import pytest
 from django.utils import timezone
 
 from annotate import queries, services
-from annotate.models import Lease
+from annotate.models import Endpoint, Gold, Lease, Membership, Standing
 from tests.factories import (
     make_annotator,
     make_comparison,
@@ -19,17 +19,14 @@ pytestmark = pytest.mark.django_db
 
 
 def progress(user):
-    """For each project: all comparisons, judged by me, open to me."""
-    return {
-        project.name: (project.num_comparisons, project.num_judged, project.num_open)
-        for project in queries.projects_with_progress(user)
-    }
+    """For each project: judged by me, and whether something is open to me."""
+    return {project.name: (project.num_judged, project.has_open) for project in queries.projects_with_progress(user)}
 
 
 # Progress
 
 
-def test_projects_with_progress_counts_what_is_mine():
+def test_projects_with_progress_say_what_is_mine():
     user = make_user()
     annotator = make_annotator(user=user)
     project = make_project(name="tea", overlap=2)
@@ -45,21 +42,71 @@ def test_projects_with_progress_counts_what_is_mine():
         make_judgment(comparison=full)
     make_judgment(comparison=half)
 
-    assert progress(user) == {"tea": (5, 1, 2), "empty": (0, 0, 0), "mine": (0, 0, 0)}
-    assert progress(make_user()) == {"tea": (5, 0, 4), "empty": (0, 0, 0)}
+    assert progress(user) == {"tea": (1, True), "empty": (0, False), "mine": (0, False)}
+    assert progress(make_user()) == {"tea": (0, True), "empty": (0, False)}
+
+    services.skip_comparison(comparison=half, annotator=annotator)
+    assert progress(user)["tea"] == (1, True)  # what I hold is open to me
+    services.skip_comparison(comparison=leased, annotator=annotator)
+    assert progress(user)["tea"] == (1, False)
 
 
-def test_projects_with_progress_counts_places_that_others_left_behind():
+def test_projects_with_progress_find_what_lies_before_the_one_judged_last():
+    annotator, project = make_annotator(), make_project(name="tea")
+    make_comparison(project=project)
+    make_judgment(comparison=make_comparison(project=project), annotator=annotator)
+
+    assert progress(annotator.user) == {"tea": (1, True)}
+
+
+def test_projects_with_progress_find_places_that_others_left_behind():
     lease = make_lease()
     name = lease.project.name
-    assert progress(make_user()) == {name: (1, 0, 0)}
+    assert progress(make_user()) == {name: (0, False)}
     Lease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
-    assert progress(make_user()) == {name: (1, 0, 1)}
-    assert progress(lease.annotator.user) == {name: (1, 0, 1)}  # not once as mine and once as left behind
+    assert progress(make_user()) == {name: (0, True)}
 
     skipper = make_annotator()
     services.skip_comparison(comparison=lease.comparison, annotator=skipper)
-    assert progress(skipper.user) == {name: (1, 0, 0)}
+    assert progress(skipper.user) == {name: (0, False)}
+
+
+def test_projects_with_progress_open_the_queue_after_the_qualification():
+    annotator, project = make_annotator(), make_project(name="tea", qualification_size=1)
+    make_comparison(project=project)
+    assert progress(annotator.user) == {"tea": (0, False)}  # nothing to qualify by
+    gold = make_comparison(project=project, is_gold=True, num_wanted=9)
+    ranking = [[pk] for pk in response_ids(gold)]
+    Gold.objects.create(comparison=gold, project=project, ranking=ranking, use=Gold.Use.QUALIFICATION)
+    assert progress(annotator.user) == progress(make_user()) == {"tea": (0, True)}
+
+    make_judgment(comparison=gold, annotator=annotator)
+    assert progress(annotator.user) == {"tea": (1, True)}
+    Standing.objects.update(qualified_at=None, failed_at=timezone.now())
+    assert progress(annotator.user) == {"tea": (1, False)}
+
+
+def test_projects_with_progress_say_what_else_can_be_done_there():
+    user = make_user()
+    live, managed, reviewed, plain = (make_project(name=name) for name in ("live", "managed", "reviewed", "plain"))
+    Endpoint.objects.create(project=plain, name="one", model="m")
+    for name in ("one", "two"):
+        Endpoint.objects.create(project=live, name=name, model="m")
+    Endpoint.objects.create(project=plain, name="off", model="m", is_active=False)
+    Membership.objects.create(project=managed, user=user, role="manager")
+    Membership.objects.create(project=reviewed, user=user, role="reviewer")
+    Membership.objects.create(project=plain, user=user, role="annotator")
+
+    found = {
+        each.name: (each.can_battle, each.is_led, each.is_managed) for each in queries.projects_with_progress(user)
+    }
+
+    assert found == {
+        "live": (True, False, False),
+        "managed": (False, True, True),
+        "reviewed": (False, True, False),
+        "plain": (False, False, False),
+    }
 
 
 def test_projects_with_progress_asks_as_many_queries_for_three_as_for_one(django_assert_num_queries):
@@ -73,6 +120,13 @@ def test_projects_with_progress_asks_as_many_queries_for_three_as_for_one(django
         assert len(progress(user)) == 3
 
 
+def test_projects_with_progress_counts_no_comparisons():
+    """Their number may be a million; what is counted grows with it."""
+    sql = str(queries.projects_with_progress(make_annotator().user).query)
+    assert "COUNT(" not in sql
+    assert "LIMIT 1" in sql
+
+
 # The page
 
 
@@ -81,7 +135,7 @@ def test_comparison_page_shows_responses_in_the_order_drawn_and_no_model(django_
     lease = Lease.objects.get(pk=make_lease(comparison=comparison).pk)
     contents = dict(zip(response_ids(comparison), ("one", "two", "three", "four"), strict=True))
 
-    with django_assert_num_queries(4):  # comparison, prompt and project by name, then all responses
+    with django_assert_num_queries(7):  # four by name, then all responses, the aspects, the standing with its draft
         page = queries.comparison_page(lease, lease.project)
 
     assert page == queries.ComparisonPage(
@@ -89,9 +143,12 @@ def test_comparison_page_shows_responses_in_the_order_drawn_and_no_model(django_
         comparison=comparison,
         messages=comparison.prompt.messages,
         responses=[queries.ShownResponse(pk, contents[pk]) for pk in lease.shown_order],
+        aspects=[],
         key=lease.key,
+        standing=Standing.objects.get(),
+        draft={},
     )
-    assert (page.num_responses, page.is_pairwise) == (4, False)
+    assert (page.num_responses, page.order) == (4, lease.shown_order)
     assert "secret" not in repr(page)
 
 

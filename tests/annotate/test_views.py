@@ -47,13 +47,13 @@ def listing(lease, *places, **values):
 
 
 def stored(judgment):
-    names = ("ranking", "strength", "is_all_bad", "is_extra", "shown_order", "seconds", "source", "key")
+    names = ("ranking", "strength", "bad", "is_all_bad", "is_extra", "shown_order", "seconds", "source", "key")
     return {name: getattr(judgment, name) for name in names}
 
 
 def in_words(response):
     """What the page says inside <main>, without tags."""
-    main = re.sub(r"(?s).*<main.*?>|</main>.*|<(script|select|dialog).*?</\1>", "", response.content.decode())
+    main = re.sub(r"(?s).*<main.*?>|</main>.*|<(script|select|dialog|template).*?</\1>", "", response.content.decode())
     return " ".join(re.sub(r"<[^>]*>", " ", main).split())
 
 
@@ -71,16 +71,16 @@ def test_projects_show_my_progress(client, annotator):
 
     assert in_words(response) == (
         "Projects Compare answers and say which you prefer. What you save counts at once; you can stop any time. "
-        "Cooking Recipes. Continue Cooking judged by you 1 open to you 2"
+        "Cooking Recipes. Continue Cooking 1 judged by you Guidelines Cooking"
     )
-    assert '<progress value="1" max="3" aria-label="Your progress in Cooking">' in response.content.decode()
+    assert f'<a href="{url("mine", mine)}">1 judged by you</a>' in response.content.decode()
     assert f'<form method="post" action="{url("next", mine)}">' in response.content.decode()
 
 
 def test_projects_with_nothing_open(client):
     factories.make_project(name="Empty")
 
-    assert in_words(client.get("/")).endswith("Empty Nothing is open to you here now. judged by you 0 open to you 0")
+    assert in_words(client.get("/")).endswith("Empty Nothing is open to you here now. Guidelines Empty")
 
 
 def test_no_projects(client):
@@ -179,9 +179,14 @@ def test_comparison_shows_the_conversation_and_the_guidelines(client, annotator)
 
     assert in_words(response) == (
         "Which response is better? Cooking 0 judged by you Keys ? Guidelines G Prefer safe advice. "
+        "Worked examples and earlier versions "
         "System Be brief. User How long do eggs boil? Assistant Soft or hard? User Hard "
-        "A : response Ten minutes. B : response Ten minutes. Your judgment "
-        "A strongly better 1 A slightly better 2 Tie 3 B slightly better 4 B strongly better 5 Both bad 0 Skip S"
+        "A : response Ten minutes. B : response Ten minutes. "
+        "Say why, or write a better answer R Why? A better answer It becomes a response of its own, ranked first. "
+        "It is made from Your judgment "
+        "A much better 1 A slightly better 2 Tie 3 B slightly better 4 B much better 5 Both bad 0 Skip S Flag F "
+        "Skip or flag it Why do you skip it? Note, if you like Skip this comparison "
+        "What is wrong with it? Note for the leads Flag this comparison"
     )
 
 
@@ -204,8 +209,9 @@ def test_model_names_and_ids_of_responses_never_reach_the_page(client, annotator
 
     html = client.get(url("comparison", comparison), headers=headers).content.decode()
 
-    assert (sorted(lease.shown_order)[0], html.count("Take ")) == (7_000_001, k)
-    assert re.findall(r"(?i)zephyr|model|700000\d", html) == []
+    assert (sorted(lease.shown_order)[0], html.count("Take ")) == (7_000_001, 2 * k)  # rendered, and as it was written
+    assert re.findall(r"(?i)zephyr|700000\d", html) == []
+    assert re.findall(r"(?i)[^ >]* [^ ]*model[^ ]*", html) == ["A model", "A model"]  # a reason to flag, in both forms
 
 
 def test_hostile_text_is_shown_as_text(client, annotator):
@@ -221,7 +227,10 @@ def test_hostile_text_is_shown_as_text(client, annotator):
         '&lt;button name="verdict" value="tie" hx-get="/"&gt;x&lt;/button&gt;&lt;script&gt;alert(1)&lt;/script&gt;'
     )
     assert html.count(escaped) == 5  # guidelines, prompt, three responses
-    assert re.findall(r"<script>|<b>|<i>|hx-get|<button name=.verdict.", html.replace(escaped, "")) == []
+    as_written = escaped.replace('"', "&quot;")
+    assert html.count(as_written) == 3  # for the field of the better answer
+    rest = html.replace(escaped, "").replace(as_written, "")
+    assert re.findall(r"<script>|<b>|<i>|hx-get|<button name=.verdict.", rest) == []
     assert html.count("Holds invisible characters.") == 1
 
 
@@ -255,14 +264,18 @@ def test_comparison_is_not_found_once_the_project_is_closed_to_me(client, annota
     assert client.post(url("skip", comparison), pair(lease)).status_code == 404
 
 
-def test_judged_comparison_says_so(client, annotator):
-    judgment = factories.make_judgment(annotator=annotator)
+def test_comparison_judged_long_ago_says_so(client, annotator):
+    project = factories.make_project()
+    judgment, *_newer = [
+        factories.make_judgment(comparison=factories.make_comparison(project=project), annotator=annotator)
+        for _ in range(21)
+    ]
 
     response = client.get(url("comparison", judgment.comparison))
 
     assert in_words(response) == (
         "Already judged You have judged this comparison, and your answer is stored. "
-        f"You have judged 1 in {judgment.project.name}. Next comparison To my projects"
+        f"You have judged 21 in {judgment.project.name}. Next comparison My last judgments To my projects"
     )
 
 
@@ -280,7 +293,7 @@ def test_comparison_takes_as_many_queries_however_long_the_list(client, annotato
     comparison = factories.make_comparison(k=k)
     factories.make_lease(comparison=comparison, annotator=annotator)
 
-    with django_assert_num_queries(7):
+    with django_assert_num_queries(6):  # session, user, lease, responses, aspects, standing and draft
         client.get(url("comparison", comparison))
 
 
@@ -290,14 +303,14 @@ def test_comparison_takes_as_many_queries_however_long_the_list(client, annotato
 @pytest.mark.parametrize(
     ("verdict", "answer"),
     [
-        ("a-strongly", ([[0], [1]], 2, False)),
-        ("b-slightly", ([[1], [0]], 1, False)),
-        ("tie", ([[0, 1]], None, False)),
-        ("both-bad", ([[0, 1]], None, True)),
+        ("a-strongly", ([[0], [1]], 2, [], False)),
+        ("b-slightly", ([[1], [0]], 1, [], False)),
+        ("tie", ([[0, 1]], None, [], False)),
+        ("both-bad", ([[0, 1]], None, [0, 1], True)),
     ],
 )
 def test_pair_is_stored_by_what_was_shown(client, annotator, verdict, answer):
-    order, strength, is_all_bad = answer
+    order, strength, bad, is_all_bad = answer
     comparison = factories.make_comparison()
     lease = factories.make_lease(comparison=comparison, annotator=annotator)
 
@@ -307,6 +320,7 @@ def test_pair_is_stored_by_what_was_shown(client, annotator, verdict, answer):
     assert stored(Judgment.objects.get()) == {
         "ranking": [[lease.shown_order[position] for position in group] for group in order],
         "strength": strength,
+        "bad": [lease.shown_order[position] for position in bad],
         "is_all_bad": is_all_bad,
         "is_extra": False,
         "shown_order": lease.shown_order,
@@ -371,7 +385,7 @@ def test_submit_without_a_verdict_asks_for_one(client, annotator, headers):
         url("comparison", lease.comparison), {"key": str(lease.key), "seconds": "3.0"}, headers=headers
     )
 
-    assert response.status_code == 200
+    assert response.status_code == 422
     assert "Choose one of the answers below." in response.content.decode()
     assert '<input type="hidden" name="seconds" value="3.0" id="id_seconds">' in response.content.decode()
     assert not Judgment.objects.exists()
@@ -390,6 +404,7 @@ def test_judgment_after_the_lease_ran_out_counts_while_there_is_room(client, ann
     assert stored(Judgment.objects.exclude(pk=judgment.pk).get()) == {
         "ranking": [[lease.shown_order[1]], [lease.shown_order[0]]],
         "strength": 2,
+        "bad": [],
         "is_all_bad": False,
         "is_extra": True,
         "shown_order": lease.shown_order,
@@ -426,12 +441,13 @@ def test_list_is_stored_by_what_was_shown(client, annotator):
     lease = factories.make_lease(comparison=comparison, annotator=annotator)
     first, second, third, fourth = lease.shown_order
 
-    client.post(url("comparison", comparison), listing(lease, 4, 1, 4, 2, all_bad="on", seconds="61"))
+    client.post(url("comparison", comparison), listing(lease, "bad", 1, "bad", 2, seconds="61"))
 
     assert stored(Judgment.objects.get()) == {
         "ranking": [[second], [fourth], [first, third]],
         "strength": None,
-        "is_all_bad": True,
+        "bad": [first, third],
+        "is_all_bad": False,
         "is_extra": False,
         "shown_order": lease.shown_order,
         "seconds": 61.0,
@@ -445,20 +461,19 @@ def test_list_with_a_gap_comes_back_with_what_was_entered(client, annotator, hea
     comparison = factories.make_comparison(k=3)
     lease = factories.make_lease(comparison=comparison, annotator=annotator)
 
-    response = client.post(url("comparison", comparison), listing(lease, 2, "", 1, all_bad="on"), headers=headers)
+    response = client.post(url("comparison", comparison), listing(lease, 2, "", "bad"), headers=headers)
 
     html = response.content.decode()
-    assert response.status_code == 200
+    assert response.status_code == 422
     assert "Give a place to B." in html
-    assert re.findall(r'<select name="(place-\d)"|<option value="(\d?)" selected>', html) == [
+    assert re.findall(r'<select name="(place-\d)"|<option value="(\w*)" selected>', html) == [
         ("place-0", ""),
         ("", "2"),
         ("place-1", ""),
-        ("", ""),
         ("place-2", ""),
-        ("", "1"),
+        ("", "bad"),
+        ("", ""),  # what the better answer is made from: nothing yet
     ]
-    assert 'name="all_bad" id="id_all_bad" checked' in html
     assert f'name="key" value="{lease.key}"' in html
     assert not Judgment.objects.exists()
 
@@ -497,9 +512,16 @@ def addresses(lease):
         "projects": "/",
         "next": url("next", lease.project),
         "done": url("done", lease.project),
+        "mine": url("mine", lease.project),
+        "guidelines": url("guidelines", lease.project),
         "comparison": url("comparison", lease.comparison),
         "skip": url("skip", lease.comparison),
+        "flag": url("flag", lease.comparison),
+        "draft": url("draft", lease.comparison),
     }
+
+
+POST_ONLY = ("next", "skip", "flag", "draft")
 
 
 @pytest.mark.parametrize(
@@ -508,8 +530,12 @@ def addresses(lease):
         ("projects", ["post", "put", "delete"]),
         ("next", ["get", "head", "put", "delete"]),
         ("done", ["post", "put", "delete"]),
+        ("mine", ["post", "put", "delete"]),
+        ("guidelines", ["post", "put", "delete"]),
         ("comparison", ["put", "patch", "delete"]),
         ("skip", ["get", "head", "put", "delete"]),
+        ("flag", ["get", "head", "put", "delete"]),
+        ("draft", ["get", "head", "put", "delete"]),
     ],
 )
 def test_wrong_methods(client, annotator, name, methods):
@@ -523,7 +549,7 @@ def test_strangers_are_sent_to_sign_in_and_back(annotator):
     pages = addresses(lease)
 
     sent = {
-        name: (Client().post if name in ("next", "skip") else Client().get)(address)["Location"]
+        name: (Client().post if name in POST_ONLY else Client().get)(address)["Location"]
         for name, address in pages.items()
     }
 
@@ -531,9 +557,29 @@ def test_strangers_are_sent_to_sign_in_and_back(annotator):
         "projects": "/login/?next=/",
         "next": "/login/?next=/",
         "done": f"/login/?next={pages['done']}",
+        "mine": f"/login/?next={pages['mine']}",
+        "guidelines": f"/login/?next={pages['guidelines']}",
         "comparison": f"/login/?next={pages['comparison']}",
         "skip": "/login/?next=/",
+        "flag": "/login/?next=/",
+        "draft": "/login/?next=/",
     }
+
+
+def test_nobody_else_finds_anything(annotator):
+    project = factories.make_project(is_open=False, members=(annotator.user,))
+    lease = factories.make_lease(comparison=factories.make_comparison(project=project), annotator=annotator)
+    stranger = Client()
+    stranger.force_login(factories.make_annotator().user)
+    pages = {name: address for name, address in addresses(lease).items() if name != "projects"}
+
+    answers = {
+        name: (stranger.post if name in POST_ONLY else stranger.get)(address, pair(lease)).status_code
+        for name, address in pages.items()
+    }
+
+    assert answers == dict.fromkeys(pages, 404)
+    assert stranger.post(pages["comparison"], pair(lease)).status_code == 404
 
 
 def test_htmx_leaves_the_page_to_sign_in(annotator):
@@ -552,9 +598,9 @@ def test_posts_need_a_token(user, annotator):
     client.force_login(user)
     pages = addresses(lease)
 
-    answers = [client.post(pages[name], pair(lease)) for name in ("next", "comparison", "skip")]
+    answers = [client.post(pages[name], pair(lease)) for name in (*POST_ONLY, "comparison")]
 
-    assert [answer.status_code for answer in answers] == [403] * 3
+    assert [answer.status_code for answer in answers] == [403] * 5
     assert "This form has expired" in in_words(answers[0])
     assert not Judgment.objects.exists()
 
@@ -592,7 +638,8 @@ class InlineCode(HTMLParser):
 def test_every_page_has_a_strict_policy_and_nothing_inline(client, annotator):
     lease = factories.make_lease(comparison=factories.make_comparison(k=4), annotator=annotator)
     judged = factories.make_judgment(annotator=annotator)
-    pages = ["/", url("done", lease.project), url("comparison", lease.comparison), url("comparison", judged.comparison)]
+    pages = ["/", url("done", lease.project), url("mine", lease.project), url("guidelines", lease.project)]
+    pages += [url("comparison", lease.comparison), url("comparison", judged.comparison)]
 
     answers = [client.get(page) for page in [*pages, "/nowhere/", "/comparisons/0/"]] + [Client().get("/login/")]
 
@@ -602,7 +649,7 @@ def test_every_page_has_a_strict_policy_and_nothing_inline(client, annotator):
         assert "unsafe-" not in policy
         assert InlineCode(answer.content.decode()).found == []
         assert answer["X-Content-Type-Options"] == "nosniff"
-    assert [answer.status_code for answer in answers] == [200, 200, 200, 200, 404, 404, 200]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 200, 200, 200, 404, 404, 200]
 
 
 def test_pages_are_not_kept_by_the_browser(client, annotator):
