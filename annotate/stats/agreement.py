@@ -102,8 +102,8 @@ def fleiss_kappa(counts: Floats | Ints) -> float | None:
 
     Source: J. L. Fleiss, "Measuring nominal scale agreement among many raters", Psychological Bulletin 76, 1971.
     """
-    counts = np.asarray(counts, dtype=float)[counts.sum(axis=1) >= 2]
-    return _fleiss(_unit_agreement(counts).sum(), len(counts), counts.sum(axis=0))
+    several = np.asarray(counts[counts.sum(axis=1) >= 2], dtype=float)
+    return _fleiss(_unit_agreement(several).sum(), len(several), several.sum(axis=0))
 
 
 def cohen_kappa(first: Ints, second: Ints) -> float | None:
