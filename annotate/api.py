@@ -21,9 +21,10 @@ from django.utils import timezone
 from django.utils.http import content_disposition_header
 from django.utils.text import slugify
 from ninja import NinjaAPI, Status
+from ninja.errors import HttpError
 from ninja.security import HttpBearer
 
-from annotate import queries, services
+from annotate import guidance, queries, services
 from annotate.answers import Edit
 from annotate.api_schemas import (
     ComparisonOut,
@@ -32,6 +33,7 @@ from annotate.api_schemas import (
     JudgmentIn,
     JudgmentOut,
     KeyIn,
+    PrioritiesOut,
     ProjectDetailOut,
     ProjectOut,
     RenewedOut,
@@ -42,16 +44,21 @@ from annotate.api_schemas import (
     comparison_out,
     project_detail_out,
     project_out,
+    scored_prompts,
 )
 from annotate.distribution import lease_shown
 from annotate.errors import AnnotateError, BadRow, NotLeased
-from annotate.formats import FORMATS
+from annotate.formats import FORMATS, jsonl
 from annotate.models import Annotator, ApiToken, Comparison, Figures, Judgment, Lease, Membership, Project
+from annotate.stats.selection import BALD
 from annotate.tokens import token_digest
-from annotate.uploads import import_stream
+from annotate.uploads import received
 
 MANAGER, REVIEWER = Membership.Role.MANAGER, Membership.Role.REVIEWER
 TOUCHED_AFTER = timedelta(minutes=1)  # a token's last use is written no more often
+
+
+LINES = {"content": {"application/jsonl": {"schema": {"type": "string"}}}, "required": True}
 
 
 class Request(HttpRequest):
@@ -175,10 +182,12 @@ def renew(request: Request, pk: int, body: KeyIn) -> RenewedOut:
     "/projects/{int:pk}/import",
     response={200: ReportOut, 422: Trouble},
     summary="Import lines of JSON, plain or gzipped, in any format that is known: all of them or none",
-    openapi_extra={"requestBody": {"content": {"application/jsonl": {"schema": {"type": "string"}}}, "required": True}},
+    openapi_extra={"requestBody": LINES},
 )
 def import_rows(request: Request, pk: int) -> dict[str, int]:
-    return vars(import_stream(_led(request, pk, MANAGER), request.read))
+    found = _led(request, pk, MANAGER)
+    with received(request.read) as path:
+        return vars(services.import_file(project=found, path=path))
 
 
 @api.get(
@@ -203,6 +212,32 @@ def figures(request: Request, pk: int) -> FiguresOut:
     found = _led(request, pk, MANAGER, REVIEWER)
     stored = Figures.objects.filter(project=found).first()
     return FiguresOut(computed_at=stored.computed_at, values=stored.values) if stored else FiguresOut()
+
+
+@api.get("/projects/{int:pk}/prompts", summary="Prompts with open comparisons and their responses, to be scored")
+def prompts(request: Request, pk: int) -> StreamingHttpResponse:
+    rows = guidance.prompts_to_score(_led(request, pk, MANAGER))
+    return StreamingHttpResponse(map(jsonl.to_line, rows), content_type="application/jsonl")
+
+
+@api.post(
+    "/projects/{int:pk}/priorities",
+    response={200: PrioritiesOut, 422: Trouble},
+    summary="Hand in the scores of an ensemble's members, and the most informative comparisons come first",
+    description="Lines of JSON: a prompt's id, and its responses' ids with one score of each member, in nats: "
+    '{"prompt": 7, "scores": {"12": [0.1, 0.3], "13": [-0.2, 0.9]}}',
+    openapi_extra={"requestBody": LINES},
+)
+def priorities(request: Request, pk: int, strategy: str = BALD, seed: int = 0) -> PrioritiesOut:
+    found = _led(request, pk, MANAGER)
+    with received(request.read) as path:
+        try:
+            num_changed = guidance.accept_scores(
+                project=found, scores=scored_prompts(path), strategy=strategy, seed=seed
+            )
+        except ValueError as error:
+            raise HttpError(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
+    return PrioritiesOut(comparisons=num_changed)
 
 
 @api.api_operation(["GET", "POST", "PUT", "PATCH", "DELETE"], "/{path:rest}", include_in_schema=False)

@@ -1,7 +1,8 @@
 """What the API takes and gives. Responses are named by letters, in the order shown to the account that asks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
+from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 from uuid import UUID
@@ -11,6 +12,9 @@ from ninja import Field, Schema
 
 from annotate.answers import Answer, ranking_by_rating
 from annotate.errors import BadRanking
+from annotate.formats import jsonl
+from annotate.formats.rows import Record
+from annotate.guidance import ScoredPrompt
 from annotate.models import MAX_RESPONSES, Aspect, Flag, Lease, Project, Skip
 
 LETTERS = ascii_uppercase[:MAX_RESPONSES]
@@ -139,6 +143,10 @@ class FiguresOut(Schema):
     values: dict[str, Any] = Field(default_factory=dict)
 
 
+class PrioritiesOut(Schema):
+    comparisons: int = Field(description="How many have a new priority.")
+
+
 def project_out(project: Project, role: str | None) -> ProjectOut:
     return ProjectOut(id=project.pk, name=project.name, description=project.description, kind=project.kind, role=role)
 
@@ -187,6 +195,37 @@ def answer_from(said: AnswerIn, order: Sequence[int]) -> Answer:
         is_all_bad=said.all_bad,
         ratings=ratings,
     )
+
+
+def scored_prompts(path: Path) -> Iterator[ScoredPrompt]:
+    """
+    Raises:
+        BadRow: a line is no prompt with its responses' scores; the message names its line and field.
+        BadFile: the file cannot be read.
+    """
+    for line, values in jsonl.read_objects(path):
+        record = Record(line, values)
+        prompt, scores = values.get("prompt"), values.get("scores")
+        if not isinstance(prompt, int) or isinstance(prompt, bool):
+            record.refuse("prompt", "must be the id of a prompt")
+        if not isinstance(scores, dict):
+            record.refuse("scores", "must be an object: a response's id to the members' scores")
+        yield ScoredPrompt(
+            prompt, {_response_id(record, key): _scores(record, key, own) for key, own in scores.items()}
+        )
+
+
+def _response_id(record: Record, key: str) -> int:
+    if not (key.isascii() and key.isdecimal() and len(key) < 19):
+        record.refuse(f"scores.{key[:20]}", "is no id of a response")
+    return int(key)
+
+
+def _scores(record: Record, key: str, scores: Any) -> list[float]:
+    for score in record.check_list(f"scores.{key}", scores, "numbers, one of each member"):
+        if isinstance(score, bool) or not isinstance(score, int | float):
+            record.refuse(f"scores.{key}", "must be numbers, one of each member")
+    return [float(score) for score in scores]
 
 
 def _asked(project: Project) -> Any:

@@ -1,7 +1,8 @@
 """Files on their way in: to disk under PLUMBLINE_HOME as they arrive, and no further than IMPORT_MAX_MB allows."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,30 +38,35 @@ class ImportForm(forms.Form):
     def store(self, project: Project) -> ImportReport | None:
         """Import the file; where it is refused, the form says why and nothing is stored."""
         file = self.cleaned_data["file"]
+        path = Path(file.temporary_file_path())
         try:
-            return import_path(project, Path(file.temporary_file_path()), file.name)
+            with called(path, file.name):
+                return services.import_file(project=project, path=path)
         except AnnotateError as error:
             self.add_error("file", str(error))
             return None
 
 
-def import_stream(project: Project, read: Callable[[int], bytes]) -> ImportReport:
-    """Import what a request's body holds, which `read` gives piece by piece.
+@contextmanager
+def received(read: Callable[[int], bytes]) -> Iterator[Path]:
+    """A request's body, which `read` gives piece by piece, as a file.
 
     Raises:
-        BadRow, BadFile: nothing is stored.
         RequestDataTooBig: it is longer than IMPORT_MAX_MB.
+        BadFile: the file cannot be read; where it lies is left out.
     """
     with tempfile.NamedTemporaryFile(dir=settings.FILE_UPLOAD_TEMP_DIR, suffix=".upload") as file:
         _copy(read, file)
         file.flush()
-        return import_path(project, Path(file.name), _("the body"))
+        with called(Path(file.name), _("the body")):
+            yield Path(file.name)
 
 
-def import_path(project: Project, path: Path, name: str) -> ImportReport:
-    """`services.import_file`, with the file's own name in what is said of it: where it lies is nobody's business."""
+@contextmanager
+def called(path: Path, name: str) -> Iterator[None]:
+    """The file's own name in what is said of it: where it lies is nobody's business."""
     try:
-        return services.import_file(project=project, path=path)
+        yield
     except BadFile as error:
         raise BadFile(str(error).replace(str(path), name)) from error
 

@@ -410,9 +410,11 @@ def test_who_is_no_member_finds_nothing(program):
         program.send(f"/projects/{other.pk}/import", b""),
         program.get(f"/projects/{other.pk}/export/rankings"),
         program.get(f"/projects/{other.pk}/figures"),
+        program.get(f"/projects/{other.pk}/prompts"),
+        program.send(f"/projects/{other.pk}/priorities", b""),
         program.get("/elsewhere"),
         program.post("/projects/x/next"),
-    ] == [not_found] * 12
+    ] == [not_found] * 14
     assert Lease.objects.count() == 0
 
 
@@ -421,12 +423,13 @@ def test_who_is_no_member_finds_nothing(program):
 )
 def test_what_each_role_may_do(project, role, may_see, may_lead):
     program, path = Program(make_member(project, role)), f"/projects/{project.pk}"
-    exported = program.client.get(f"/api{path}/export/rankings").status_code
-    assert (program.get(f"{path}/figures")[0], exported, program.send(f"{path}/import", b"")[0]) == (
-        may_see,
-        may_lead,
-        may_lead,
-    )
+    leading = {
+        program.client.get(f"/api{path}/export/rankings").status_code,
+        program.client.get(f"/api{path}/prompts").status_code,
+        program.send(f"{path}/import", b"")[0],
+        program.send(f"{path}/priorities", b"")[0],
+    }
+    assert (program.get(f"{path}/figures")[0], leading) == (may_see, {may_lead})
 
 
 def test_staff_who_may_change_projects_lead_all_of_them(project):
@@ -534,6 +537,62 @@ def test_figures(lead, project):
     assert answer["computed_at"][:19] == stored.computed_at.isoformat()[:19]
 
 
+# Guidance
+
+
+def test_scores_that_are_handed_in_decide_what_comes_next(lead, project):
+    project.strategy = "informative"
+    project.random_share = 0
+    project.save()
+    sure, unsure = (make_comparison(project=project) for _ in range(2))
+
+    response = lead.client.get(f"/api/projects/{project.pk}/prompts")
+    asked = [json.loads(line) for line in response.getvalue().splitlines()]
+    scores = [
+        {
+            "prompt": row["id"],
+            "scores": {response["id"]: told for response, told in zip(row["responses"], own, strict=True)},
+        }
+        for row, own in zip(asked, ([[5.0, 5.0], [0.0, 0.0]], [[3.0, -3.0], [-3.0, 3.0]]), strict=True)
+    ]
+
+    assert [sorted(row) for row in asked] == [["id", "prompt", "responses"]] * 2
+    assert [sorted(response) for row in asked for response in row["responses"]] == [["content", "id"]] * 4
+    assert lead.send(f"/projects/{project.pk}/priorities", lines(*scores)) == (200, {"comparisons": 2})
+    priorities = dict(Comparison.objects.values_list("pk", "priority"))
+    assert priorities[unsure.pk] > priorities[sure.pk]
+    assert Program(make_member(project)).post(f"/projects/{project.pk}/next")[1]["id"] == unsure.pk
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "detail"),
+    [
+        ({"prompt": "7", "scores": {}}, "prompt", "must be the id of a prompt"),
+        ({"prompt": True, "scores": {}}, "prompt", "must be the id of a prompt"),
+        ({"prompt": 7}, "scores", "must be an object: a response's id to the members' scores"),
+        ({"prompt": 7, "scores": {"x": [1, 2]}}, "scores.x", "is no id of a response"),
+        ({"prompt": 7, "scores": {"1": 2}}, "scores.1", "must be a list of numbers, one of each member"),
+        ({"prompt": 7, "scores": {"1": ["2"]}}, "scores.1", "must be numbers, one of each member"),
+    ],
+)
+def test_priorities_refuse_what_is_no_score_by_line_and_field(lead, project, row, field, detail):
+    assert lead.send(f"/projects/{project.pk}/priorities", lines({"prompt": 1, "scores": {}}, row)) == (
+        422,
+        {"detail": f"line 2, {field}: {detail}", "line": 2, "field": field},
+    )
+
+
+def test_priorities_refuse_a_single_member_and_an_unknown_strategy(lead, project):
+    comparison = make_comparison(project=project)
+    row = {"prompt": comparison.prompt_id, "scores": {pk: [1.0] for pk in response_ids(comparison)}}
+    path = f"/projects/{project.pk}/priorities"
+
+    answers = [lead.send(path, lines(row)), lead.send(f"{path}?strategy=coin", lines(row))]
+
+    assert [status for status, _answer in answers] == [422, 422]
+    assert Comparison.objects.get().priority == 0
+
+
 # The description
 
 
@@ -552,6 +611,8 @@ def test_the_api_describes_itself_and_loads_nothing_from_elsewhere(client):
         "/api/projects/{pk}/figures",
         "/api/projects/{pk}/import",
         "/api/projects/{pk}/next",
+        "/api/projects/{pk}/priorities",
+        "/api/projects/{pk}/prompts",
     ]
     assert client.get("/api/docs").status_code == 401
 
