@@ -13,6 +13,7 @@ from django.db.models import F, Max
 from django.db.models.functions import Greatest
 
 from annotate.formats.rows import NOT_TOLD, Row
+from annotate.giveaway import giveaway
 from annotate.identity import comparison_digest, digest, messages_digest, response_digest
 from annotate.insert import insert
 from annotate.models import Annotator, Comparison, Judgment, Option, Project, Prompt, Response
@@ -138,8 +139,11 @@ def _store_responses(items: list[_Item]) -> int:
     missing = [place for place in wanted if place not in known]
     new_ids = insert(
         Response,
-        ("prompt", "digest", "content", "model", "copy"),
-        [(prompt_id, key, *wanted[prompt_id, key]) for prompt_id, key in missing],
+        ("prompt", "digest", "content", "model", "copy", "giveaway"),
+        [
+            (prompt_id, key, *wanted[prompt_id, key], giveaway(*wanted[prompt_id, key][:2]))
+            for prompt_id, key in missing
+        ],
     )
     known.update(zip(missing, new_ids, strict=True))
     for item in items:

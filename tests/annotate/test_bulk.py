@@ -80,6 +80,15 @@ def test_store_rows_without_ranking_makes_open_comparisons():
     assert list(Comparison.objects.values_list("num_responses", flat=True)) == [2, 3]
 
 
+def test_store_rows_marks_answers_that_name_their_model():
+    project = make_project()
+    answers = [{"content": "As ChatGPT, I say yes.", "model": "m"}, {"content": "No.", "model": "n"}]
+
+    store(project, row(responses=answers))
+
+    assert [bool(words) for words in Response.objects.order_by("pk").values_list("giveaway", flat=True)] == [True, False]
+
+
 def test_store_rows_twice_adds_nothing():
     project = make_project()
     rows = [
