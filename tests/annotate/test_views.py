@@ -9,7 +9,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from annotate import services
-from annotate.models import Annotator, Comparison, Judgment, Lease, Skip
+from annotate.models import Annotator, Comparison, Endpoint, Judgment, Lease, Membership, Skip
 from tests import factories
 
 pytestmark = pytest.mark.django_db
@@ -71,7 +71,7 @@ def test_projects_show_my_progress(client, annotator):
 
     assert in_words(response) == (
         "Projects Compare answers and say which you prefer. What you save counts at once; you can stop any time. "
-        "Cooking Recipes. Continue Cooking 1 judged by you Guidelines Cooking"
+        "Cooking Recipes. Continue Cooking 1 judged by you Guidelines"
     )
     assert f'<a href="{url("mine", mine)}">1 judged by you</a>' in response.content.decode()
     assert f'<form method="post" action="{url("next", mine)}">' in response.content.decode()
@@ -80,7 +80,19 @@ def test_projects_show_my_progress(client, annotator):
 def test_projects_with_nothing_open(client):
     factories.make_project(name="Empty")
 
-    assert in_words(client.get("/")).endswith("Empty Nothing is open to you here now. Guidelines Empty")
+    assert in_words(client.get("/")).endswith("Empty Nothing is open to you here now. Guidelines")
+
+
+def test_projects_lead_to_what_else_can_be_done_there(client, user):
+    project = factories.make_project()
+    for name in ("one", "two"):
+        Endpoint.objects.create(project=project, name=name, model="m")
+    Membership.objects.create(project=project, user=user, role="manager")
+
+    html = client.get("/").content.decode()
+
+    links = [url(name, project) for name in ("guidelines", "live", "people", "settings")]
+    assert re.findall(rf'<a href="(/projects/{project.pk}/[^"]+)"', html) == links
 
 
 def test_no_projects(client):
