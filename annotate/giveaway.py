@@ -59,18 +59,18 @@ MAKER = f"(?:{'|'.join(map(re.escape, MAKERS))})(?![\\w-])"
 AI = r"\b(?:ai|artificial\ intelligence|language\ model|llm|chat\ ?bot|(?:virtual|digital)\ assistant)\b"
 MADE = r"\b(?:trained|made|created|developed|built|designed)"
 NEAR = r"[^.!?\n]{0,60}?"  # within a sentence
-I_AM = r"""(?:\b(?:i\ am|i[\u2019']m|my\ name\ is|my\ name[\u2019']s|call\ me|you\ are\ (?:talking|chatting|speaking)\ (?:to|with)
-    |ich\ bin|ich\ hei(?:ß|ss)e|je\ suis|je\ m[\u2019']appelle|soy|me\ llamo|sou|sono|mi\ chiamo)\ |我是|我叫)["“*]*"""
+I_AM = r"""(?:\b(?:i\ am|i[\u2019']m|my\ name\ is|my\ name[\u2019']s|call\ me
+    |you\ are\ (?:talking|chatting|speaking)\ (?:to|with)|ich\ bin|ich\ hei(?:ß|ss)e|je\ suis|je\ m[\u2019']appelle|soy|me\ llamo|sou|sono|mi\ chiamo)\ |我是|我叫)["“*]*"""
 KIND = rf"(?:(?:an?|the|ein|un|uma?)\ )?(?:{AI}\ )?(?:(?:called|named|known\ as)\ )?"
 
 SPEAKS_OF_ITSELF = re.compile(
     rf"""
-      {I_AM} {KIND} {MODEL}                                             # I'm ChatGPT
-    | {I_AM} claude (?= ["”*]* (?: [.!;:\n] | ,\ (?!an?\ ) | \ [-\u2013—] | \ {MADE} | $ ))       # My name is Claude.
-    | {I_AM} {KIND} {MAYBE_MODEL} (?= {NEAR} (?: {AI} | {MADE}\ by ))     # I am Gemini, a large language model
+      {I_AM} {KIND} {MODEL}  # I'm ChatGPT
+    | {I_AM} claude (?= ["”*]* (?: [.!;:\n] | ,\ (?!an?\ ) | \ [-\u2013—] | \ {MADE} | $ ))  # My name is Claude.
+    | {I_AM} {KIND} {MAYBE_MODEL} (?= {NEAR} (?: {AI} | {MADE}\ by ))  # I am Gemini, a large language model
     | (?<!such\ )(?<!same\ )(?<!known\ ) \bas\ {KIND} (?: {MODEL} | {MAYBE_MODEL} ) (?= ,{NEAR}\b(?:i|my|me)\b )
     | \b(?: i\ am | i[\u2019']m | as )\ an?\ [^.!?,\n]{{0,60}}? {AI}
-      (?: {NEAR}{MADE} | \ \w+ )? \ (?:by|from|at)\ {NEAR} {MAKER}       # as an AI developed by OpenAI
+      (?: {NEAR}{MADE} | \ \w+ )? \ (?:by|from|at)\ {NEAR} {MAKER}  # as an AI developed by OpenAI
     | \bi\ (?: was | am | have\ been )\ (?:\w+\ )? {MADE}\ by\ {NEAR} {MAKER}
     | \bi(?: \ am | [\u2019']m | \ was )\ based\ on\ {NEAR} {MODEL}
     | \bmy\ (?: creators? | developers? | makers? )\ (?:at|are|is)\ {MAKER}
