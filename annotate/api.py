@@ -21,7 +21,7 @@ from django.utils import timezone
 from django.utils.http import content_disposition_header
 from django.utils.text import slugify
 from ninja import NinjaAPI, Status
-from ninja.errors import HttpError
+from ninja.errors import AuthenticationError, HttpError
 from ninja.security import HttpBearer
 
 from annotate import guidance, queries, services
@@ -85,6 +85,13 @@ def refused(request: HttpRequest, error: AnnotateError) -> HttpResponse:
     place = {"line": error.line, "field": error.field} if isinstance(error, BadRow) else {}
     status = HTTPStatus.NOT_FOUND if isinstance(error, NotLeased) else HTTPStatus.UNPROCESSABLE_ENTITY
     return api.create_response(request, {"detail": str(error), **place}, status=status)
+
+
+@api.exception_handler(AuthenticationError)
+def unknown(request: HttpRequest, error: AuthenticationError) -> HttpResponse:
+    response = api.create_response(request, {"detail": str(error)}, status=HTTPStatus.UNAUTHORIZED)
+    response["WWW-Authenticate"] = "Bearer"
+    return response
 
 
 @api.exception_handler(RequestDataTooBig)

@@ -100,6 +100,7 @@ def test_without_a_good_token_there_is_nothing(headers):
     paths = ["/projects", "/projects/1", "/comparisons/1", "/projects/1/export/rankings", "/elsewhere"]
     assert [program.get(path) for path in paths] == [(401, {"detail": "Unauthorized"})] * 5
     assert program.post("/projects/1/next") == (401, {"detail": "Unauthorized"})
+    assert program.client.get("/api/projects")["WWW-Authenticate"] == "Bearer"
 
 
 def test_a_session_of_the_browser_is_no_token(user):
