@@ -66,7 +66,7 @@ def test_from_invitation_to_first_judgment(page, newcomer, sign_in, project, sho
     factories.make_comparison(project=project, contents=("Boil it for seven minutes.", "I do not know."))
     sign_in()
 
-    page.get_by_role("link", name="Manage Cooking").click()
+    page.get_by_role("link", name="People").click()
     page.get_by_label("Note").fill("for Amina")
     page.get_by_role("button", name="Make a link").click()
     link = page.get_by_label("Link of the invitation").input_value()
