@@ -30,7 +30,9 @@ BUTTONS = {
     Kind.REJECTION_SAMPLING: "Rejection sampling",
     Kind.EVALUATE: "Evaluate",
     Kind.SFT: "Supervised fine-tuning",
+    Kind.SCORE_COMPARISONS: "Guide annotation",
 }
+OF_PREFERENCE_SETS = {kind: label for kind, label in BUTTONS.items() if kind not in services.NEEDS_PROJECT}
 get_or_post = require_http_methods([HTTPMethod.GET, HTTPMethod.HEAD, HTTPMethod.POST])
 
 
@@ -119,7 +121,7 @@ class PreferenceSetAdmin(PageAdmin):
             splits=queries.split_lines(preference_set),
             num_simulated=queries.num_simulated(preference_set),
             runs=TrainingRun.objects.for_user(request.user).filter(preference_set=preference_set),
-            buttons=BUTTONS if self.may_start(request) else {},
+            buttons=OF_PREFERENCE_SETS if self.may_start(request) else {},
             title=str(preference_set),
         )
 
@@ -177,7 +179,8 @@ class TrainingRunAdmin(PageAdmin):
             raise PermissionDenied
         if kind not in BUTTONS:
             raise Http404
-        initial = {"preference_set": asked} if (asked := request.GET.get("preference_set", "")).isdecimal() else {}
+        asked = {name: request.GET.get(name, "") for name in ("preference_set", "project")}
+        initial = {name: value for name, value in asked.items() if value.isdecimal()}
         form = RunForm(request.POST or None, kind=kind, user=request.user, initial=initial)
         if form.is_valid() and (run := form.start()):
             return redirect("admin:training_trainingrun_change", run.pk)

@@ -16,13 +16,16 @@ BASIC_FIELDS = {
     "evaluate": ("reward_model", "split"),
     "rejection_sampling": ("policy", "reward_model", "held_out_reward_model", "num_samples"),
     "sft": ("policy", "num_epochs"),
+    "score_comparisons": ("reward_models", "num_pairs"),
 }
+MAX_OFFERED_MEMBERS = 5
 FILE_FIELDS = {"preferences", "examples"}  # a form names preference sets, never files on the server
 SHORT_NAMES = {
     "reward_model": "reward-model",
     "evaluate": "evaluation",
     "rejection_sampling": "best-of-n",
     "sft": "sft",
+    "score_comparisons": "guidance",
 }
 
 
@@ -58,26 +61,33 @@ class FreezeForm(forms.Form):
 
 
 class RunForm(forms.Form):
-    """Starts a run of one kind. `key` makes a second press of the button find the first one's run."""
+    """Starts a run of one kind. `key` makes a second press of the button find the first one's run.
+
+    It works with a preference set, or where its kind needs one with a project as it stands.
+    """
 
     key = forms.UUIDField(widget=forms.HiddenInput)
     name = forms.CharField(max_length=100, help_text="Later runs may name this one's model by it.")
     preference_set = forms.ModelChoiceField(PreferenceSet.objects.none(), help_text="Frozen judgments to work with.")
+    project = forms.ModelChoiceField(Project.objects.none(), help_text="Whose open comparisons are to be ordered.")
 
     def __init__(self, *args: Any, kind: str, user: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.kind, self.user = kind, user
         sets = PreferenceSet.objects.for_user(user).select_related("project")
-        self.fields["preference_set"].queryset = sets  # type: ignore[attr-defined]
+        projects = Project.objects.for_user(user)
+        self.source, offered = ("project", projects) if kind in services.NEEDS_PROJECT else ("preference_set", sets)
+        self.fields[self.source].queryset = offered  # type: ignore[attr-defined]
+        del self.fields["preference_set" if self.source == "project" else "project"]
         self.config_names = [item.name for item in dataclasses.fields(CONFIGS[kind]) if item.name not in FILE_FIELDS]
         for item in dataclasses.fields(CONFIGS[kind]):
             if item.name in self.config_names:
                 self.fields[item.name] = _field(item, user)
-        self.initial = {"key": uuid.uuid4(), "name": _next_name(kind), "preference_set": sets.first(), **self.initial}
+        self.initial = {"key": uuid.uuid4(), "name": _next_name(kind), self.source: offered.first(), **self.initial}
 
     @property
     def basic(self) -> list[forms.BoundField]:
-        return [self[name] for name in ("name", "preference_set", *BASIC_FIELDS[self.kind])]
+        return [self[name] for name in ("name", self.source, *BASIC_FIELDS[self.kind])]
 
     @property
     def advanced(self) -> list[forms.BoundField]:
@@ -95,7 +105,8 @@ class RunForm(forms.Form):
                 kind=self.kind,
                 name=self.cleaned_data["name"],
                 values=values,
-                preference_set=self.cleaned_data["preference_set"],
+                preference_set=self.cleaned_data.get("preference_set"),
+                project=self.cleaned_data.get("project"),
                 user=self.user,
                 key=self.cleaned_data["key"],
             )
@@ -126,11 +137,16 @@ def _field(item: "dataclasses.Field[Any]", user: Any) -> forms.Field:
 def _model_field(name: str, user: Any, common: dict[str, Any]) -> forms.CharField:
     """Free text, for any folder or Hugging Face id, with the names of usable runs to choose from."""
     names = references.usable_names(name, user)
+    is_ensemble = name in references.ENSEMBLE_FIELDS
     is_optional = name in references.OPTIONAL_FIELDS
     attributes = {"list": f"{name}-runs", "autocomplete": "off", "spellcheck": "false"}
-    common["initial"] = names[0] if names and not is_optional else ""
+    offered = names if is_ensemble else names[:1]
+    common["initial"] = ", ".join(offered[:MAX_OFFERED_MEMBERS]) if not is_optional else ""
     field = forms.CharField(
-        max_length=500, required=not is_optional, widget=forms.TextInput(attrs=attributes), **common
+        max_length=4000 if is_ensemble else 500,
+        required=not is_optional,
+        widget=forms.TextInput(attrs=attributes),
+        **common,
     )
     field.suggestions = names  # type: ignore[attr-defined]
     return field

@@ -72,6 +72,7 @@ class TrainingRun(models.Model):
         EVALUATE = "evaluate", "Evaluation"
         REJECTION_SAMPLING = "rejection_sampling", "Rejection sampling"
         SFT = "sft", "Supervised fine-tuning"
+        SCORE_COMPARISONS = "score_comparisons", "Guidance of annotation"
 
     class Status(models.TextChoices):
         QUEUED = "queued"

@@ -12,8 +12,8 @@ from django.conf import settings
 
 from annotate.demonstration.quality import is_known, quality
 from annotate.identity import messages_digest
-from training import launch
-from training.alignment.config import CONFIGS
+from training import launch, references
+from training.alignment.config import CONFIGS, split_names
 from training.models import Metric, PreferenceSet, RunEvent, TrainingRun
 
 NUM_LOG_LINES = 100
@@ -217,23 +217,29 @@ def log(run: TrainingRun) -> str:
 def config_lines(run: TrainingRun) -> list[Line]:
     """The configuration with each field's help; a folder that a run saved is shown as that run."""
     values = {item: run.config[item.name] for item in fields(CONFIGS[run.kind]) if item.name in run.config}
-    saved_by = {item.name: _saved_by(value) for item, value in values.items()}
-    names = dict(TrainingRun.objects.filter(pk__in=filter(None, saved_by.values())).values_list("pk", "name"))
-    return [
-        _config_line(item, value, saved_by[item.name], names.get(saved_by[item.name] or 0))
-        for item, value in values.items()
-    ]
+    parts = {item.name: _parts(item.name, value) for item, value in values.items()}
+    saved_by = {part: number for own in parts.values() for part in own if (number := _saved_by(part))}
+    names = dict(TrainingRun.objects.filter(pk__in=saved_by.values()).values_list("pk", "name"))
+    known = {part: number for part, number in saved_by.items() if number in names}
+    said = {part: f"{names[number]} (run {number})" for part, number in known.items()}
+    return [_config_line(item, parts[item.name], said, known) for item in values]
 
 
-def _config_line(item: "Field[Any]", value: Any, saved_by: int | None, name: str | None) -> Line:
-    text = f"{name} (run {saved_by})" if name else _plain(value)
-    return Line(words(item.name), text, item.metadata.get("help", ""), saved_by if name else None)
+def _parts(name: str, value: Any) -> list[str]:
+    """The members of an ensemble; of anything else, the one value as text."""
+    return split_names(value) if name in references.ENSEMBLE_FIELDS else [_plain(value)]
 
 
-def _saved_by(value: Any) -> int | None:
+def _config_line(item: "Field[Any]", parts: list[str], said: dict[str, str], known: dict[str, int]) -> Line:
+    text = ", ".join(said.get(part, part) for part in parts)
+    only = known.get(parts[0]) if len(parts) == 1 else None
+    return Line(words(item.name), text, item.metadata.get("help", ""), only)
+
+
+def _saved_by(value: str) -> int | None:
     """The number of the run in whose directory a model's folder is."""
     try:
-        number, model = Path(str(value)).relative_to(Path(settings.RUNS_DIR).resolve()).parts
+        number, model = Path(value).relative_to(Path(settings.RUNS_DIR).resolve()).parts
     except ValueError:
         return None
     return int(number) if model == "model" and number.isdecimal() else None

@@ -11,7 +11,8 @@ from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 
-from training.alignment.config import CONFIGS, ConfigError
+from annotate.models import Project
+from training.alignment.config import CONFIGS, ConfigError, split_names
 from training.models import PreferenceSet, TrainingRun, TrainingRunQuerySet
 
 User = AbstractBaseUser | AnonymousUser | None
@@ -24,8 +25,11 @@ MODEL_FIELDS = {
     "policy": POLICY_KINDS,
     "reward_model": REWARD_KINDS,
     "held_out_reward_model": REWARD_KINDS,
+    "reward_models": REWARD_KINDS,
 }
 OPTIONAL_FIELDS = {"held_out_reward_model"}
+ENSEMBLE_FIELDS = {"reward_models"}
+MIN_MEMBERS = 2  # one model disagrees with nobody
 NEW_TINY = "new:tiny"
 HUGGING_FACE_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
@@ -55,17 +59,31 @@ def resolve_models(kind: str, values: dict[str, Any], user: User = None) -> dict
 
 
 def resolve_model(kind: str, field: str, value: Any, user: User = None) -> str:
-    """The folder or Hugging Face id that `value` stands for.
+    """The folder or Hugging Face id that `value` stands for; of an ensemble, those of its members.
 
     Raises:
         ConfigError: it stands for none that the field takes; the message names the field.
     """
     value = str(value).strip()
+    if field in ENSEMBLE_FIELDS:
+        return _resolve_members(field, value, user)
     if (not value and field in OPTIONAL_FIELDS) or (value == NEW_TINY and (kind, field) == (Kind.SFT, "policy")):
         return value
     if not value:
         raise ConfigError(f"{field}: name a model")
     return _folder(field, value) or _saved_by_run(field, value, user) or _hugging_face_id(field, value)
+
+
+def _resolve_members(field: str, value: str, user: User) -> str:
+    names = split_names(value)
+    members = [
+        _folder(field, name) or _saved_by_run(field, name, user) or _hugging_face_id(field, name) for name in names
+    ]
+    if len(set(members)) < MIN_MEMBERS:
+        raise ConfigError(f"{field}: name {MIN_MEMBERS} different models or more, separated by commas")
+    if any("," in member for member in members):
+        raise ConfigError(f"{field}: a model's folder has a comma in its path")
+    return ", ".join(dict.fromkeys(members))
 
 
 def _folder(field: str, value: str) -> str | None:
@@ -110,3 +128,14 @@ def resolve_preference_set(value: str) -> PreferenceSet:
     if len(found) > 1:
         raise ConfigError(f"preference_set: {value!r} stands for several: {names}")
     return found[0]
+
+
+def resolve_project(name: str) -> Project:
+    """The project of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if found := Project.objects.filter(name=name).first():
+        return found
+    raise ConfigError(f"project: there is no {name!r}")

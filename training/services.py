@@ -25,7 +25,7 @@ from django.db.models.functions import Coalesce, Now
 
 from annotate.models import Endpoint, Project
 from annotate.queries import judgment_rows
-from training import export, launch, queries, references, tasks
+from training import export, guidance, launch, queries, references, tasks
 from training.alignment.config import ConfigError, config_from_dict, config_to_dict
 from training.alignment.run_dir import RunDir
 from training.models import Metric, PreferenceSet, RunEvent, TrainingRun
@@ -41,6 +41,7 @@ MAX_WAITING_MESSAGES = 100
 FRACTIONS = (0.8, 0.1, 0.1)
 DATABASE_AWAY = (OperationalError, InterfaceError)
 NEEDS_PREFERENCES = {TrainingRun.Kind.REWARD_MODEL, TrainingRun.Kind.EVALUATE, TrainingRun.Kind.REJECTION_SAMPLING}
+NEEDS_PROJECT = {TrainingRun.Kind.SCORE_COMPARISONS}
 SOURCES = {
     Status.QUEUED: {Status.RUNNING},
     Status.RUNNING: {Status.QUEUED},
@@ -117,10 +118,11 @@ def create_run(
     name: str,
     values: dict[str, Any],
     preference_set: PreferenceSet | None = None,
+    project: Project | None = None,
     user: User | None = None,
     key: uuid.UUID | None = None,
 ) -> TrainingRun:
-    """Queue a run; the same key again gives the same run.
+    """Queue a run; the same key again gives the same run. Its project is its preference set's, where it has one.
 
     Raises:
         ConfigError: a value that the run cannot work with; the message names the field.
@@ -130,9 +132,11 @@ def create_run(
         return existing
     if not name.strip() or len(name) > 100:
         raise ConfigError("name: has 1 to 100 characters")
+    if kind in NEEDS_PROJECT and project is None:
+        raise ConfigError("project: name the project whose comparisons are scored")
     config = _config(kind, values, preference_set, user)
     fields = {"kind": kind, "name": name, "config": config, "preference_set": preference_set, "created_by": user}
-    project = preference_set.project if preference_set else None
+    project = preference_set.project if preference_set else project
     with transaction.atomic():
         run, is_new = TrainingRun.objects.get_or_create(key=key, defaults={**fields, "project": project})
         if is_new:
@@ -313,12 +317,31 @@ def execute_run(*, run_id: int, should_stop: Callable[[], bool] = launch.shutdow
         return False
     try:
         launch.kill_survivor(run)
-        _Attempt(run, launch.prepare(run), should_stop).see_through()
-    except (launch.CannotPrepare, ConfigError, OSError) as error:
+        run_dir = launch.prepare(run)
+        if run.kind in NEEDS_PROJECT:
+            guidance.place_prompts(run, run_dir, _heartbeat(run))
+        _Attempt(run, run_dir, should_stop).see_through()
+    except (launch.CannotPrepare, guidance.CannotGuide, ConfigError, OSError) as error:
         fail_run(run=run, error=str(error))
     except ClaimLost as error:
         logger.warning("Stopped working on %s", error)
     return True
+
+
+def _heartbeat(run: TrainingRun) -> Callable[[], None]:
+    """What long work calls again and again, so that the run is not taken for dead meanwhile.
+
+    It raises `ClaimLost` where another worker holds the run by now.
+    """
+    beaten_at = time.monotonic()
+
+    def beat() -> None:
+        nonlocal beaten_at
+        if time.monotonic() - beaten_at >= settings.RUN_HEARTBEAT_SECONDS:
+            _write_held(run, heartbeat_at=Now())
+            beaten_at = time.monotonic()
+
+    return beat
 
 
 class _Stop(StrEnum):
@@ -427,6 +450,8 @@ class _Attempt:
     def _conclude(self, exit_code: int) -> None:
         result, error = self.run_dir.read_result(), self.run_dir.read_error()
         if result is not None and exit_code == 0:
+            if self.run.kind in NEEDS_PROJECT:
+                result |= guidance.hand_over(self.run, self.run_dir, _heartbeat(self.run))
             finish_run(run=self.run, result=result)
         elif self.stop == _Stop.CANCELLED:
             _transition(self.run.pk, Status.CANCELLED, _held(self.run), finished_at=Now())

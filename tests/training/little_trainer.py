@@ -5,6 +5,7 @@ are resumed). The configuration's `aspect` names what it does, and `num_epochs` 
 `test_services.py` runs the real trainer once to the same end.
 """
 
+import json
 import os
 import signal
 import sys
@@ -19,6 +20,8 @@ INTERRUPTED = 75
 def main() -> None:
     run_dir = RunDir(Path(sys.argv[1]))
     config = run_dir.config()
+    if config.kind == "score_comparisons":
+        return score(run_dir)
     sys.stdout.write(f"\x1b[31mlittle trainer\x1b[0m {config.aspect}\n")
     sys.stdout.flush()
     num_steps = int(config.num_epochs)
@@ -94,6 +97,18 @@ def rewrite(run_dir: RunDir, num_steps: int) -> None:
     run_dir.log(step=3, phase="train", progress=0.6, loss=0.5)
     _until((run_dir.path / "finish").exists)
     run_dir.write_result({"loss": 0.5})
+
+
+def score(run_dir: RunDir) -> None:
+    """Two members, one of which likes short responses; a response that says so gets a score that is no number."""
+    rows = [json.loads(line) for line in (run_dir.path / "prompts.jsonl").read_text().splitlines()]
+    with (run_dir.path / "scores.jsonl").open("w") as file:
+        for row in rows:
+            texts = [response["content"] for response in row["responses"]]
+            liked = [float("nan") if text == "not a number" else float(len(text)) for text in texts]
+            file.write(json.dumps({"id": row["id"], "scores": [liked, [-one for one in liked]]}) + "\n")
+    run_dir.log(step=len(rows), phase="score", progress=1.0)
+    run_dir.write_result({"num_members": 2, "num_prompts": len(rows)})
 
 
 def _until(condition) -> None:

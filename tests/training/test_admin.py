@@ -224,6 +224,45 @@ def test_start_page_refuses_other_methods(staff: Client, method: str):
     assert getattr(staff, method)(start_url("reward_model")).status_code == 405
 
 
+def guide_data(project, **values):
+    form = {"key": uuid.uuid4(), "name": "guidance", "project": project.pk, "reward_models": "one\ntwo"}
+    rest = {"strategy": "bald", "num_pairs": 0, "seed": 0, "num_processes": 1, "save_minutes": 5}
+    return {**form, **rest, "max_length": 1024, "max_tokens": 16384, **values}
+
+
+def test_start_page_guides_a_project_by_several_reward_models(staff: Client):
+    project = make_project(name="cooking")
+    one, two = (make_finished_run(name=name) for name in ("one", "two"))
+
+    form = staff.get(start_url("score_comparisons"), {"project": project.pk}).context["form"]
+    assert [field.name for field in form.basic] == ["name", "project", "reward_models", "num_pairs"]
+    assert (form["project"].value(), form["reward_models"].value()) == (str(project.pk), "two, one")
+
+    response = staff.post(start_url("score_comparisons"), guide_data(project))
+    run = TrainingRun.objects.get(kind="score_comparisons")
+    assert response.headers["Location"] == run_url("change", run)
+    assert (run.project, run.preference_set) == (project, None)
+    assert run.config["reward_models"] == f"{one.model_dir.resolve()}, {two.model_dir.resolve()}"
+    page = staff.get(run_url("change", run)).content.decode()
+    assert f"one (run {one.pk}), two (run {two.pk})" in page
+
+
+def test_start_page_wants_two_reward_models_and_a_project_to_guide(staff: Client):
+    make_finished_run(name="one")
+    project = make_project()
+
+    form = staff.post(start_url("score_comparisons"), guide_data(project, reward_models="one, one")).context["form"]
+    assert form.errors == {"reward_models": ["name 2 different models or more, separated by commas"]}
+    form = staff.post(start_url("score_comparisons"), {**guide_data(project), "project": ""}).context["form"]
+    assert form.errors == {"project": ["This field is required."]}
+    assert not TrainingRun.objects.filter(kind="score_comparisons").exists()
+
+
+def test_page_of_a_preference_set_offers_no_guidance(staff: Client):
+    response = staff.get(reverse("admin:training_preferenceset_change", args=[make_preference_set().pk]))
+    assert list(response.context["buttons"]) == ["reward_model", "rejection_sampling", "evaluate", "sft"]
+
+
 def test_choose_page_names_every_kind(staff: Client):
     response = staff.get(reverse("admin:training_trainingrun_add"))
     assert [choice["kind"] for choice in response.context["choices"]] == [
@@ -231,6 +270,7 @@ def test_choose_page_names_every_kind(staff: Client):
         "rejection_sampling",
         "evaluate",
         "sft",
+        "score_comparisons",
     ]
     assert staff.post(reverse("admin:training_trainingrun_add")).status_code == 405
 

@@ -19,6 +19,7 @@ from training.alignment.config import (
     RejectionSamplingConfig,
     RewardModelConfig,
     RunConfig,
+    ScoreComparisonsConfig,
     SftConfig,
 )
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag
@@ -89,6 +90,10 @@ def dispatch(config: RunConfig, run_dir: RunDir, stop: StopFlag) -> dict[str, An
             from training.alignment.rejection_sampling import run_rejection_sampling  # noqa: PLC0415
 
             return run_rejection_sampling(config, run_dir, stop)
+        case ScoreComparisonsConfig():
+            from training.alignment.scoring import score_comparisons  # noqa: PLC0415
+
+            return score_comparisons(config, run_dir, stop)
     raise ConfigError(f"kind: {config.kind} has no program")
 
 

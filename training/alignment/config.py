@@ -122,8 +122,41 @@ class RejectionSamplingConfig(RunConfig):
     max_length: int = option(1024, "Tokens of prompt and response.", minimum=16)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoreComparisonsConfig(RunConfig):
+    """Guide annotation: several reward models score a project's responses, and what they disagree about is asked first.
+
+    The models should differ: trained from several seeds, or on several preference sets.
+    """
+
+    kind: ClassVar[str] = "score_comparisons"
+
+    reward_models: str = option("", "Two or more, separated by commas: folders, Hugging Face ids, names of runs.")
+    strategy: str = option(
+        "bald",
+        "What disagreement is: bald, what an answer tells about which model is right; or posterior_variance, the "
+        "variance of the score difference.",
+        choices=("bald", "posterior_variance"),
+    )
+    num_pairs: int = option(
+        0, "New comparisons to make, of two responses to one prompt each: the most informative ones.", minimum=0
+    )
+    max_length: int = option(1024, "Tokens of prompt and response; a longer prompt loses its beginning.", minimum=16)
+    max_tokens: int = option(16384, "Tokens in one forward pass, padding included.", minimum=64)
+
+    @property
+    def members(self) -> list[str]:
+        return split_names(self.reward_models)
+
+
+def split_names(value: str) -> list[str]:
+    """Names that are separated by commas or stand on lines of their own."""
+    return [name.strip() for name in value.replace("\n", ",").split(",") if name.strip()]
+
+
 CONFIGS: dict[str, type[RunConfig]] = {
-    config.kind: config for config in (RewardModelConfig, EvaluateConfig, SftConfig, RejectionSamplingConfig)
+    config.kind: config
+    for config in (RewardModelConfig, EvaluateConfig, SftConfig, RejectionSamplingConfig, ScoreComparisonsConfig)
 }
 
 

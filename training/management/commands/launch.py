@@ -23,7 +23,7 @@ SWEEP_SECONDS = 10.0
 class Command(BaseCommand):
     help = (
         "Start a run: launch KIND NAME key=value…, the keys being fields of that kind's configuration and "
-        "preference_set. With --wait the last line is the result as JSON."
+        "preference_set, or project where annotation is guided. With --wait the last line is the result as JSON."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -75,7 +75,8 @@ def _create(kind: str, name: str, pairs: list[str]) -> TrainingRun:
         values[key] = value
     wanted = values.pop("preference_set", None)
     preference_set = references.resolve_preference_set(wanted) if wanted else None
-    return services.create_run(kind=kind, name=name, values=values, preference_set=preference_set)
+    project = references.resolve_project(values.pop("project")) if "project" in values else None
+    return services.create_run(kind=kind, name=name, values=values, preference_set=preference_set, project=project)
 
 
 class _Watch:

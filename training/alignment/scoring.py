@@ -1,0 +1,133 @@
+"""Score responses with the members of an ensemble, so that what they disagree about can be asked first.
+
+    prompts.jsonl     a line for each prompt: {"id", "prompt", "responses", "ranking": []}
+    member-0.jsonl …  a line for each prompt: {"scores", "num_truncated"}, written as they are computed
+    scores.jsonl      a line for each prompt: {"id", "scores": a list of K for each member}, in nats; written last
+
+One member is in memory at a time, and prompts pass through in chunks, so memory grows neither with the number of
+members nor with that of prompts. A run that was stopped goes on after the last whole chunk of the member it was at.
+"""
+
+import dataclasses
+import json
+import os
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from training.alignment.config import ConfigError, ScoreComparisonsConfig
+from training.alignment.evaluation import Scored
+from training.alignment.preferences import read_rankings
+from training.alignment.reward_model import CHUNK, RewardModel, join_processes, score_rankings
+from training.alignment.run_dir import RunDir, StopFlag
+
+PROMPTS, SCORES = "prompts.jsonl", "scores.jsonl"
+
+
+def score_comparisons(config: ScoreComparisonsConfig, run_dir: RunDir, stop: StopFlag) -> dict[str, Any]:
+    """Score every response in prompts.jsonl with every reward model; the scores are in scores.jsonl.
+
+    Returns:
+        {"num_members", "num_prompts", "num_responses", "num_truncated"}, the last one over all members.
+
+    Raises:
+        ConfigError: fewer than two reward models, one that is none, or a line that is no prompt.
+        Interrupted: `stop` became true.
+    """
+    if len(config.members) < 2:
+        raise ConfigError("reward_models: one model disagrees with nobody; name two or more")
+    accelerator = join_processes()
+    num_prompts = sum(1 for _ in read_rankings(run_dir.path / PROMPTS))
+    for number in range(len(config.members)):
+        _Member(config, run_dir, accelerator, number, num_prompts).score(stop)
+    counts = _join(config, run_dir) if accelerator.is_main_process else {}
+    return {"num_members": len(config.members), "num_prompts": num_prompts, **counts}
+
+
+class _Member:
+    """One reward model's part of the run."""
+
+    def __init__(
+        self, config: ScoreComparisonsConfig, run_dir: RunDir, accelerator: Accelerator, number: int, num_prompts: int
+    ) -> None:
+        self.config, self.run_dir, self.accelerator = config, run_dir, accelerator
+        self.number, self.num_prompts = number, num_prompts
+        self.path = _member_path(run_dir, number)
+
+    def score(self, stop: StopFlag) -> None:
+        done = self._resume()
+        if done == self.num_prompts:
+            return
+        model = RewardModel.load(
+            self.run_dir.locate(self.config.members[self.number]),
+            self.accelerator.device,
+            self.config.max_length,
+            self.config.max_tokens,
+        )
+        prompts = islice(read_rankings(self.run_dir.path / PROMPTS), done, None)
+        while chunk := list(islice(prompts, CHUNK)):
+            for scored in score_rankings(self.accelerator, model, chunk, stop):
+                done += len(chunk)
+                self._keep(scored, model.std, done)
+
+    def _resume(self) -> int:
+        """How many prompts are scored already; what comes after the last whole chunk is cut off."""
+        num_lines, size = _whole_chunks(self.path, self.num_prompts)
+        self.accelerator.wait_for_everyone()  # all have counted before one cuts
+        if self.accelerator.is_main_process and self.path.exists():
+            os.truncate(self.path, size)
+        self.accelerator.wait_for_everyone()
+        return num_lines
+
+    def _keep(self, scored: list[Scored], std: float, done: int) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            for one in scored:
+                in_nats = dataclasses.replace(one, scores=[std * score for score in one.scores])
+                file.write(json.dumps(dataclasses.asdict(in_nats)) + "\n")
+        progress = (self.number + done / self.num_prompts) / len(self.config.members)
+        step = self.number * self.num_prompts + done
+        self.run_dir.log(step=step, phase="score", progress=progress, member=self.number)
+
+
+def _member_path(run_dir: RunDir, number: int) -> Path:
+    return run_dir.path / f"member-{number}.jsonl"
+
+
+def _whole_chunks(path: Path, num_prompts: int) -> tuple[int, int]:
+    """Lines of the whole chunks in a member's file, and their size in bytes; a file with all lines is whole."""
+    if not path.exists():
+        return 0, 0
+    num_lines = size = num_kept = size_kept = 0
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            num_lines, size = num_lines + 1, size + len(line)
+            if num_lines % CHUNK == 0 or num_lines == num_prompts:
+                num_kept, size_kept = num_lines, size
+    return num_kept, size_kept
+
+
+def _join(config: ScoreComparisonsConfig, run_dir: RunDir) -> dict[str, int]:
+    """Write scores.jsonl from the members' files."""
+    num_responses = num_truncated = 0
+    scratch = run_dir.path / f"{SCORES}.partial"
+    with ExitStack() as stack:
+        prompts = read_rankings(run_dir.path / PROMPTS)
+        members = [
+            stack.enter_context(_member_path(run_dir, number).open(encoding="utf-8"))
+            for number in range(len(config.members))
+        ]
+        joined = stack.enter_context(scratch.open("w", encoding="utf-8"))
+        for ranked, *lines in zip(prompts, *members, strict=True):
+            own = [json.loads(line) for line in lines]
+            num_responses += len(ranked.responses)
+            num_truncated += sum(one["num_truncated"] for one in own)
+            joined.write(json.dumps({"id": ranked.id, "scores": [one["scores"] for one in own]}) + "\n")
+    scratch.replace(run_dir.path / SCORES)
+    return {"num_responses": num_responses, "num_truncated": num_truncated}
