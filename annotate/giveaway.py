@@ -60,7 +60,8 @@ AI = r"\b(?:ai|artificial\ intelligence|language\ model|llm|chat\ ?bot|(?:virtua
 MADE = r"\b(?:trained|made|created|developed|built|designed)"
 NEAR = r"[^.!?\n]{0,60}?"  # within a sentence
 I_AM = r"""(?:\b(?:i\ am|i[\u2019']m|my\ name\ is|my\ name[\u2019']s|call\ me
-    |you\ are\ (?:talking|chatting|speaking)\ (?:to|with)|ich\ bin|ich\ hei(?:ß|ss)e|je\ suis|je\ m[\u2019']appelle|soy|me\ llamo|sou|sono|mi\ chiamo)\ |我是|我叫)["“*]*"""
+    |you\ are\ (?:talking|chatting|speaking)\ (?:to|with)
+    |ich\ bin|ich\ hei(?:ß|ss)e|je\ suis|je\ m[\u2019']appelle|soy|me\ llamo|sou|sono|mi\ chiamo)\ |我是|我叫)["“*]*"""
 KIND = rf"(?:(?:an?|the|ein|un|uma?)\ )?(?:{AI}\ )?(?:(?:called|named|known\ as)\ )?"
 
 SPEAKS_OF_ITSELF = re.compile(
