@@ -10,12 +10,12 @@ from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.decorators import method_decorator
-from django.utils.http import content_disposition_header
-from django.utils.text import Truncator, slugify
+from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_GET, require_http_methods
 
-from annotate import queries, services
+from annotate import services
+from annotate.downloads import export_response
 from annotate.formats import FORMATS
 from annotate.models import Aspect, Comparison, Endpoint, Judgment, Option, Project, Response
 from annotate.project_forms import SECTIONS, AdminProjectForm, EndpointForm
@@ -111,12 +111,9 @@ class ProjectAdmin(admin.ModelAdmin):
     @method_decorator(require_GET)
     def export_view(self, request: HttpRequest, pk: int, format_name: str) -> StreamingHttpResponse:
         project = get_object_or_404(Project.objects.for_user(request.user), pk=pk)
-        if format_name not in FORMATS or not request.user.has_perm("annotate.view_judgment"):
+        if not request.user.has_perm("annotate.view_judgment"):
             raise Http404
-        lines = FORMATS[format_name](queries.judgment_rows(project))
-        filename = f"{slugify(project.name) or project.pk}-{format_name}.jsonl"
-        headers = {"Content-Disposition": content_disposition_header(as_attachment=True, filename=filename)}
-        return StreamingHttpResponse(lines, content_type="application/jsonl", headers=headers)
+        return export_response(project, format_name)
 
     @method_decorator(require_http_methods(["GET", "HEAD", "POST"]))
     def import_view(self, request: HttpRequest, pk: int) -> HttpResponse:

@@ -18,13 +18,11 @@ from django.core.exceptions import RequestDataTooBig
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404
 from django.utils import timezone
-from django.utils.http import content_disposition_header
-from django.utils.text import slugify
 from ninja import NinjaAPI, Status
 from ninja.errors import AuthenticationError, HttpError
 from ninja.security import HttpBearer
 
-from annotate import guidance, queries, services
+from annotate import guidance, services
 from annotate.answers import Edit
 from annotate.api_schemas import (
     ComparisonOut,
@@ -47,6 +45,7 @@ from annotate.api_schemas import (
     scored_prompts,
 )
 from annotate.distribution import lease_shown
+from annotate.downloads import export_response
 from annotate.errors import AnnotateError, BadRow, NotLeased
 from annotate.formats import FORMATS, jsonl
 from annotate.models import Annotator, ApiToken, Comparison, Figures, Judgment, Lease, Membership, Project
@@ -203,15 +202,7 @@ def import_rows(request: Request, pk: int) -> dict[str, int]:
     openapi_extra={"responses": {200: {"description": "OK", "content": {"application/jsonl": {}}}}},
 )
 def export(request: Request, pk: int, format_name: str) -> StreamingHttpResponse:
-    found = _led(request, pk, MANAGER)
-    if format_name not in FORMATS:
-        raise Http404
-    filename = f"{slugify(found.name) or found.pk}-{format_name}.jsonl"
-    return StreamingHttpResponse(
-        FORMATS[format_name](queries.judgment_rows(found)),
-        content_type="application/jsonl",
-        headers={"Content-Disposition": content_disposition_header(as_attachment=True, filename=filename)},
-    )
+    return export_response(_led(request, pk, MANAGER), format_name)
 
 
 @api.get("/projects/{int:pk}/figures", response=FiguresOut, summary="What the judgments are worth, as computed last")

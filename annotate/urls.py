@@ -29,6 +29,7 @@ urlpatterns = [
     path("projects/<int:pk>/gold/<int:gold_pk>/", gold_views.change_gold, name="change_gold"),
     path("projects/<int:pk>/gold/<int:gold_pk>/remove/", gold_views.remove_gold, name="remove_gold"),
     path("projects/<int:pk>/settings/", settings_views.project_settings, name="settings"),
+    path("projects/<int:pk>/export/<str:format_name>/", settings_views.export, name="export"),
     path("account/tokens/", token_views.tokens, name="tokens"),
     path("account/tokens/<int:pk>/revoke/", token_views.revoke_token, name="revoke_token"),
 ]

@@ -4,7 +4,9 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
+from annotate.formats import FORMATS
 from annotate.models import Aspect, Comparison, Gold, Guidelines, Membership, Project
+from annotate.queries import judgment_rows
 from tests.annotate.test_admin import formset, project_form
 from tests.factories import make_comparison, make_judgment, make_project, make_user
 
@@ -147,3 +149,30 @@ def test_whoever_is_no_manager_finds_nothing(project, page):
 
 def test_wrong_method_is_refused(client, page):
     assert client.delete(page).status_code == 405
+
+
+# Export
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_export_is_the_file_that_the_command_writes(client, project, page, name):
+    make_judgment(comparison=make_comparison(project=project, k=3))
+    address = reverse("annotate:export", args=[project.pk, name])
+
+    response = client.get(address)
+
+    assert f'href="{address}"' in client.get(page).content.decode()
+    assert response.getvalue().decode() == "".join(FORMATS[name](judgment_rows(project)))
+    assert response["Content-Disposition"] == f'attachment; filename="cooking-{name}.jsonl"'
+
+
+def test_export_is_for_managers_and_by_get(client, project):
+    address = reverse("annotate:export", args=[project.pk, "rankings"])
+    reviewer = make_user()
+    Membership.objects.create(project=project, user=reviewer, role="reviewer")
+    other = Client()
+    other.force_login(reviewer)
+
+    assert (other.get(address).status_code, client.post(address).status_code) == (404, 405)
+    assert Client().get(address).url == f"/login/?next={address}"
+    assert client.get(reverse("annotate:export", args=[project.pk, "pickle"])).status_code == 404
