@@ -171,13 +171,11 @@ def flag(request: HttpRequest, pk: int) -> HttpResponse:
 def draft(request: HttpRequest, pk: int) -> HttpResponse:
     """Keeps what was entered and the lease alive; 410 where the comparison has gone to somebody else."""
     comparison, annotator, lease = find(request, pk)
-    if lease is None and not queries.revisable_judgment(comparison, annotator):
-        try:
-            lease_shown(comparison, annotator, posted_key(request))
-        except NotLeased:
-            return HttpResponse(status=HTTPStatus.GONE)
+    is_revising = lease is None and queries.revisable_judgment(comparison, annotator) is not None
+    if lease is None and not is_revising and not was_shown(request, comparison, annotator):
+        return HttpResponse(status=HTTPStatus.GONE)
     if request.POST.get("alive"):
-        is_held = services.renew_lease(comparison=comparison, annotator=annotator)
+        is_held = is_revising or services.renew_lease(comparison=comparison, annotator=annotator)
     else:
         entered = posted_form(request, comparison).draft()
         is_held = services.save_draft(comparison=comparison, annotator=annotator, values=entered)
@@ -289,6 +287,15 @@ def page_shown(
     if held is None and (judgment := queries.revisable_judgment(comparison, annotator)):
         return queries.revision_page(judgment, comparison.project)
     return queries.comparison_page(shown_lease(request, comparison, annotator, held), comparison.project)
+
+
+def was_shown(request: HttpRequest, comparison: Comparison, annotator: Annotator) -> bool:
+    """Whether the page's key proves that this annotator held the comparison once."""
+    try:
+        lease_shown(comparison, annotator, posted_key(request))
+    except NotLeased:
+        return False
+    return True
 
 
 def held_by_page(request: HttpRequest) -> set[int]:

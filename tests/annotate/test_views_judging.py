@@ -526,6 +526,14 @@ def test_a_draft_of_a_revision_fills_the_page(client, annotator):
     assert "Hm.</textarea>" in html
 
 
+def test_a_sign_of_life_while_revising_is_heard(client, annotator):
+    lease = make_lease(annotator)
+    send(client, lease, verdict="a-strongly")
+
+    assert client.post(url("draft", lease.comparison), {"alive": "1"}).status_code == 204
+    assert (Lease.objects.count(), Draft.objects.count()) == (0, 0)
+
+
 # My last judgments
 
 

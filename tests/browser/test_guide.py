@@ -38,6 +38,7 @@ def test_pages_around_judging_fit_every_screen(page, live_server, shoot, project
     page.goto(live_server.url)
     sign_in(page, live_server.url)
 
+    expect(page.get_by_role("heading", name="Projects")).to_be_visible()
     look_at(page, shoot, f"projects-qualification-{screen}")
     page.get_by_role("list", name="Cooking").get_by_role("link", name="Guidelines").click()
     expect(page.get_by_text("The answer: B > A")).to_be_visible()
