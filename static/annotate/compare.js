@@ -36,6 +36,7 @@ class Flow {
   start(root) {
     this.path = location.pathname;
     this.page = new ComparisonPage(root, this);
+    this.outbox.pill.putAbove(root.querySelector(".bar"));
   }
 
   // Comparisons that this page has, or is about to judge: none of them is to be offered again.
@@ -283,6 +284,9 @@ document.addEventListener("visibilitychange", () => {
 });
 
 // Back and forward are pages of their own: the server knows best what stands there by now.
+addEventListener("pageshow", (event) => {
+  if (event.persisted) location.reload();
+});
 addEventListener("popstate", () => {
   if (location.pathname !== flow.path) location.reload();
 });

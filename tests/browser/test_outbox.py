@@ -246,6 +246,45 @@ def test_an_answer_to_a_comparison_that_is_gone_is_explained(page, start, projec
     assert not Judgment.objects.exists()
 
 
+@pytest.mark.usefixtures("forgive")
+def test_a_refusal_for_another_sign_in_is_explained_and_the_answer_kept(page, start, project):
+    make_pair(project)
+    make_pair(project)
+    start()
+    expect_leased(2)
+    page.route(SUBMIT, lambda route: route.fulfill(status=403) if route.request.method == "POST" else route.continue_())
+    press(page, "5")
+    expect(state(page)).to_have_text(
+        "You have signed in or out in another tab. Reload the page to go on; what you judged is kept here."
+    )
+    page.unroute(SUBMIT)
+
+    page.reload()
+
+    expect_saved(page, 1)
+    assert Judgment.objects.get().strength == 2
+
+
+def test_two_tabs_store_a_judgment_once(page, start, project):
+    first, second, third = (make_pair(project) for _ in range(3))
+    start()
+    expect_leased(2)
+    other = page.context.new_page()
+    other.goto(page.url)
+    expect_ready(other)
+
+    press(page, "1")
+    expect(page).to_have_url(re.compile(f"/comparisons/{second.pk}/$"))
+    press(other, "5")
+    expect(other).not_to_have_url(re.compile(f"/comparisons/{first.pk}/$"))
+
+    expect_saved(page, 1)
+    wait_until(other, NOTHING_UNSENT)
+    assert Judgment.objects.get().strength == 2
+    assert {lease.comparison for lease in Lease.objects.all()} == {second, third}
+    other.close()
+
+
 def test_signed_out_in_another_tab(page, start, project):
     make_list(project)
     second = make_pair(project)

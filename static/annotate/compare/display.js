@@ -17,7 +17,11 @@ export class Display {
     this.lengthButton = this.addTool("x", () => this.toggleLength());
     this.stepButton = cards.length === 2 ? this.addTool("y", () => this.toggleStep()) : null;
     const view = root.querySelector("[data-diff-view]");
-    this.diff = new Diff(view, cards, this.addTool("d", () => this.diff.toggle()));
+    this.diff = new Diff(
+      view,
+      cards,
+      this.addTool("d", () => this.diff.toggle()),
+    );
     this.leader = null; // the pane that the annotator scrolls; the other only follows
     for (const { text } of cards) {
       for (const type of ["pointerenter", "wheel", "touchstart", "focusin"]) {

@@ -2,7 +2,7 @@
 // a reload, a closed tab or a lost connection loses nothing. Sending an item twice does no harm, because the server
 // knows a judgment by its key and stores it once.
 
-import { ask, fill, gettext, ngettext, recall, remember } from "./dom.js";
+import { ask, element, fill, gettext, ngettext, recall, remember } from "./dom.js";
 
 const FIRST_WAIT_MS = 1000;
 const LONGEST_WAIT_MS = 30_000;
@@ -142,21 +142,18 @@ export class Outbox {
 class Pill {
   // The visible state, above the bar: "Saving…", "Saved", "2 waiting, retrying".
   constructor(retry) {
-    this.root = document.createElement("div");
-    this.root.className = "pill";
-    this.root.hidden = true;
-    this.words = document.createElement("span");
-    this.words.setAttribute("role", "status");
-    this.words.dataset.saving = "";
-    this.button = Object.assign(document.createElement("button"), {
-      type: "button",
-      className: "button quiet",
-      textContent: gettext("Try now"),
-      hidden: true,
-    });
+    this.words = element("span", { role: "status", dataset: { saving: "" } });
+    this.button = element("button", { type: "button", className: "button quiet", hidden: true }, gettext("Try now"));
     this.button.addEventListener("click", retry);
-    this.root.append(this.words, this.button);
-    document.body.append(this.root);
+    this.root = element("div", { className: "pill", hidden: true }, this.words, this.button);
+    this.place = element("div", { className: "pill-place" }, this.root);
+    document.body.append(this.place);
+  }
+
+  // Right above the bar with the answers, where there is one.
+  putAbove(bar) {
+    if (bar) bar.before(this.place);
+    else document.body.append(this.place);
   }
 
   show(state, words) {

@@ -97,7 +97,10 @@ export class ComparisonPage {
     const flag = this.root.querySelector("[data-flag-dialog]");
     if (skip) this.skip = new Reasons(skip, this.root.querySelectorAll("[data-open-skip]"), send("skip"));
     if (flag) this.flag = new Reasons(flag, this.root.querySelectorAll("[data-open-flag]"), send("flag"));
-    this.root.querySelectorAll("[data-plain-skip]").forEach((button) => (button.hidden = true));
+    this.root.querySelectorAll("[data-plain-skip]").forEach((plain) => (plain.hidden = true));
+    this.root.querySelectorAll("[data-card] button[name=best]").forEach((button, index) => {
+      if (index < 9) button.append(" ", element("kbd", { dataset: { keysOnly: "" } }, String(index + 1)));
+    });
     this.actions = this.findActions();
     this.help = new Help(this.root, [...this.answerRows(), ...this.actions.map(({ show, words }) => [show, words])]);
   }
@@ -150,7 +153,8 @@ export class ComparisonPage {
           : gettext("%(done)s of %(all)s rated. To rate: %(letters)s.");
       return fill(words, values);
     }
-    const open = questions.filter(({ missing }) => missing.length).map(({ words }) => words || gettext("the whole"));
+    const open = questions.filter(({ missing }) => missing.length).map(({ words }) => words || gettext("overall"));
+    if (open.length && questions.length === 1) return gettext("Choose the best one.");
     if (open.length) return fill(gettext("To answer: %(names)s."), { names: open.join(", ") });
     if (questions.length > 1) return gettext("All is answered.");
     return overall.kind === "rating" ? gettext("All are rated.") : gettext("All are placed.");
