@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 from django.utils.translation import gettext as _
 from ninja import Field, Schema
+from pydantic import AfterValidator
 
 from annotate.answers import Answer, ranking_by_rating
 from annotate.errors import BadRanking
@@ -19,7 +20,18 @@ from annotate.models import MAX_RESPONSES, Aspect, Flag, Lease, Project, Skip
 
 LETTERS = ascii_uppercase[:MAX_RESPONSES]
 MAX_TEXT = 100_000
+MAX_ID = 2**63 - 1
 SHOWN = "Letters in the order shown, best first, ties as groups: [['B'], ['A', 'C']]."
+
+
+def _storable(text: str) -> str:
+    """PostgreSQL keeps no NUL; lone surrogates, the other thing that JSON can spell, are refused before this."""
+    if "\0" in text:
+        raise ValueError("holds a NUL character")
+    return text
+
+
+Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_storable)]
 
 
 class Trouble(Schema):
@@ -84,7 +96,7 @@ class AnswerIn(Schema):
 class EditIn(Schema):
     """A better response, written by whoever judges."""
 
-    text: str = Field(max_length=MAX_TEXT)
+    text: Annotated[Text, Field(pattern=r"\S")]
     letter: str | None = Field(None, description="The response that it was written from.")
 
     def response_id(self, order: Sequence[int]) -> int | None:
@@ -98,7 +110,7 @@ class KeyIn(Schema):
 class JudgmentIn(AnswerIn):
     key: UUID
     aspects: dict[str, AnswerIn] = Field(default_factory=dict)
-    rationale: str = Field("", max_length=MAX_TEXT)
+    rationale: Text = ""
     seconds: float | None = None
     edit: EditIn | None = None
     lease_next: bool = Field(False, description="Lease the next comparison in the same request.")
@@ -112,12 +124,12 @@ class JudgmentIn(AnswerIn):
 
 class SkipIn(KeyIn):
     reason: Skip.Reason = Skip.Reason.NONE
-    note: str = Field("", max_length=MAX_TEXT)
+    note: Text = ""
 
 
 class FlagIn(KeyIn):
     reason: Flag.Reason
-    note: str = Field("", max_length=MAX_TEXT)
+    note: Text = ""
 
 
 class JudgmentOut(Schema):
@@ -206,7 +218,7 @@ def scored_prompts(path: Path) -> Iterator[ScoredPrompt]:
     for line, values in jsonl.read_objects(path):
         record = Record(line, values)
         prompt, scores = values.get("prompt"), values.get("scores")
-        if not isinstance(prompt, int) or isinstance(prompt, bool):
+        if not isinstance(prompt, int) or isinstance(prompt, bool) or not 0 < prompt <= MAX_ID:
             record.refuse("prompt", "must be the id of a prompt")
         if not isinstance(scores, dict):
             record.refuse("scores", "must be an object: a response's id to the members' scores")
@@ -216,7 +228,7 @@ def scored_prompts(path: Path) -> Iterator[ScoredPrompt]:
 
 
 def _response_id(record: Record, key: str) -> int:
-    if not (key.isascii() and key.isdecimal() and len(key) < 19):
+    if not (key.isascii() and key.isdecimal() and len(key) < 20 and int(key) <= MAX_ID):
         record.refuse(f"scores.{key[:20]}", "is no id of a response")
     return int(key)
 

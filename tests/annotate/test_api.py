@@ -352,6 +352,32 @@ def test_a_malformed_body_is_refused_by_field(program, user):
     assert (status, answer["detail"][:25]) == (400, "Cannot parse request body")
 
 
+@pytest.mark.parametrize(
+    "values",
+    [{"rationale": "a\0b"}, {"rationale": "a\ud800b"}, {"edit": {"text": "\0"}}, {"edit": {"text": " \n"}}],
+)
+def test_text_that_no_database_keeps_is_refused(program, user, values):
+    lease = lease_of(user)
+
+    status, _answer = program.post(
+        f"/comparisons/{lease.comparison_id}/judgment", key=str(lease.key), ranking=[["A", "B", "C"]], **values
+    )
+
+    assert (status, Judgment.objects.count(), Response.objects.count()) == (422, 0, 3)
+
+
+def test_any_script_is_kept(program, user):
+    lease = lease_of(user)
+    path = f"/comparisons/{lease.comparison_id}/judgment"
+    program.post(path, key=str(lease.key), ranking=[["A", "B", "C"]], rationale="\u05d0\u4e2d\U0001f373")
+    assert Judgment.objects.get().rationale == "\u05d0\u4e2d\U0001f373"
+
+
+def test_numbers_that_no_database_holds_are_not_found(program):
+    paths = [f"/projects/{10**30}", f"/comparisons/{10**30}"]
+    assert [program.get(path) for path in paths] == [(404, {"detail": "Not Found"})] * 2
+
+
 def test_a_comparison_that_was_not_shown_to_me_is_not_found(program, user, project):
     make_annotator(user=user)
     theirs = make_lease(comparison=make_comparison(project=project, num_wanted=2))
@@ -569,6 +595,8 @@ def test_scores_that_are_handed_in_decide_what_comes_next(lead, project):
     ("row", "field", "detail"),
     [
         ({"prompt": "7", "scores": {}}, "prompt", "must be the id of a prompt"),
+        ({"prompt": 10**30, "scores": {}}, "prompt", "must be the id of a prompt"),
+        ({"prompt": 7, "scores": {"9" * 19: []}}, f"scores.{'9' * 19}", "is no id of a response"),
         ({"prompt": True, "scores": {}}, "prompt", "must be the id of a prompt"),
         ({"prompt": 7}, "scores", "must be an object: a response's id to the members' scores"),
         ({"prompt": 7, "scores": {"x": [1, 2]}}, "scores.x", "is no id of a response"),
