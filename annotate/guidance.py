@@ -83,10 +83,11 @@ def accept_scores(
     if not parts:
         return 0
     order = asking_order(Candidates.joined(parts), np.random.default_rng(seed))
+    num_written = 0
     for chunk in _batches(zip(comparisons, priorities(order).tolist(), strict=True), ROWS_AT_ONCE):
-        _write(dict(chunk))
+        num_written += _write(dict(chunk))
         progress()
-    return len(comparisons)
+    return num_written
 
 
 def _open_comparisons(project: Project, batch: list[ScoredPrompt]) -> dict[int, dict[int, np.ndarray]]:
@@ -108,16 +109,18 @@ def _open_comparisons(project: Project, batch: list[ScoredPrompt]) -> dict[int, 
 
 
 @transaction.atomic
-def _write(new: dict[int, float]) -> None:
-    """Of comparisons that are still open. What somebody is just taking is left as it is: nobody waits for anybody.
+def _write(new: dict[int, float]) -> int:
+    """Change the priorities of comparisons that are still open; return how many.
 
-    By plain statements: `bulk_update` makes one of CASEs, which takes thirty times as long.
+    What somebody is just taking is left as it is: nobody waits for anybody. By plain statements: `bulk_update`
+    makes one of CASEs, which takes thirty times as long.
     """
     still_open = Comparison.objects.filter(OPEN, pk__in=new).select_for_update(no_key=True, skip_locked=True)
     changed = [(new[pk], pk) for pk in still_open.values_list("pk", flat=True)]
     table = connection.ops.quote_name(Comparison._meta.db_table)
     with connection.cursor() as cursor:
         cursor.executemany(f"UPDATE {table} SET priority = %s WHERE id = %s", changed)  # noqa: S608 -- our own table
+    return len(changed)
 
 
 # Pairs
