@@ -50,7 +50,7 @@ export class ComparisonPage {
     this.refresh();
     this.form.addEventListener("submit", (event) => this.submit(event));
     this.form.addEventListener("keydown", (event) => this.keepFromImplicitSubmit(event));
-    setTimeout(() => (root.dataset.ready = ""), SETTLE_MS);
+    setTimeout(() => this.isLocked || (root.dataset.ready = ""), SETTLE_MS);
   }
 
   get hasErrors() {
@@ -72,6 +72,7 @@ export class ComparisonPage {
   // Submitted, and nothing to show yet.
   lock() {
     this.isLocked = true;
+    delete this.root.dataset.ready;
     this.root.ariaBusy = "true";
     this.root.querySelector(".bar").disabled = true;
   }
