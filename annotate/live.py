@@ -9,7 +9,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -141,7 +141,7 @@ def _pieces(endpoint: Endpoint, messages: list[dict[str, str]]) -> Iterator[str]
         raise NoBattle(f"The environment variable {endpoint.key_variable} is not set.")
     url = endpoint.base_url if endpoint.kind == Endpoint.Kind.OPENAI else policy_server.base_url()
     with openai.OpenAI(base_url=url, api_key=key, timeout=ANSWER_SECONDS, max_retries=2) as client:
-        stream = client.chat.completions.create(
+        stream: Iterable[Any] = client.chat.completions.create(
             model=endpoint.model,
             messages=messages,  # type: ignore[arg-type]
             max_tokens=endpoint.max_tokens,
