@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from scipy.stats import rankdata
 
 Floats = NDArray[np.float64]
@@ -255,16 +256,16 @@ class _Parts:
         first, second = np.where(swap, second, first), np.where(swap, first, second)
         ids = np.stack([self.annotator[first], self.annotator[second]])
         couples, couple = np.unique(ids, axis=1, return_inverse=True)
-        has_both = ~np.isnan(self.signs[first]) & ~np.isnan(self.signs[second])
-        rows, columns = np.nonzero(has_both)
-        cell = 3 * (self.signs[first][rows, columns] + 1) + self.signs[second][rows, columns] + 1
-        place = (9 * couple.ravel()[rows] + cell).astype(np.int64)
-        of_comparison = self.comparison[first][rows]
-        num_cells = 9 * couples.shape[1]
-        has_enough = np.bincount(place, minlength=num_cells).reshape(-1, 9).sum(axis=1) >= MIN_SHARED
+        left = [self.signs[first] == verdict for verdict in VERDICTS]
+        right = [self.signs[second] == verdict for verdict in VERDICTS]
+        cells = np.stack([(one & other).sum(axis=1) for one in left for other in right], axis=1)
+        pair, cell = np.nonzero(cells)  # a list's many verdicts fall into nine cells
+        place = (9 * couple.ravel()[pair] + cell, self.comparison[first][pair])
+        by_comparison = csr_array((cells[pair, cell].astype(float), place), shape=(9 * couples.shape[1], self.num))
+        has_enough = by_comparison.sum(axis=1).reshape(-1, 9).sum(axis=1) >= MIN_SHARED
 
         def figure(weights: Floats) -> float:
-            tables = np.bincount(place, weights[of_comparison], minlength=num_cells).reshape(-1, 3, 3)[has_enough]
+            tables = (by_comparison @ weights).reshape(-1, 3, 3)[has_enough]
             kappas = _cohen(tables)
             known = ~np.isnan(kappas)
             shared = tables.sum(axis=(1, 2))[known]
@@ -314,7 +315,10 @@ def _measure(figure: "Callable[[Floats], float]", num: int, weights: Floats) -> 
     if np.isnan(value):
         return None
     replicates = np.array([figure(row) for row in weights])
-    low, high = np.percentile(replicates[~np.isnan(replicates)], [2.5, 97.5])
+    defined = replicates[~np.isnan(replicates)]
+    if not len(defined):
+        return None  # so few comparisons that hardly any draw of them has the measure
+    low, high = np.percentile(defined, [2.5, 97.5])
     return Measure(float(value), float(low), float(high))
 
 

@@ -53,12 +53,12 @@ def position_bias(won_at: Ints) -> Share | None:
     """How often the response shown first won.
 
     Args:
-        won_at: (J,) FIRST, SECOND or TIE for each judgment of a pair; ties are left out.
+        won_at: (J,) FIRST, SECOND or TIE for each judgment of a pair; ties are left out, and any other number.
 
     Returns:
         One half without bias, because the order shown is drawn by chance; None where nothing was decided.
     """
-    return share(int((won_at == FIRST).sum()), int((won_at != TIE).sum()))
+    return share(int((won_at == FIRST).sum()), int(np.isin(won_at, (FIRST, SECOND)).sum()))
 
 
 def length_bias(first_length: Ints, second_length: Ints, won_at: Ints) -> Share | None:
@@ -87,7 +87,7 @@ def suspicious(annotator: Ints, won_at: Ints, seconds: Floats, characters: Ints)
     """Annotators whose work should be looked at, each reason a row, by annotator.
 
     Args:
-        annotator: (J,) who judged.
+        annotator: (J,) who judged; the judgments of one stand in the order in which they were made.
         won_at: (J,) FIRST, SECOND or TIE; any other number for what is no pair.
         seconds: (J,) active time on task, NaN where it is not known.
         characters: (J,) of all responses shown.
@@ -124,7 +124,7 @@ def _one_sided(annotator: int, won_at: Ints, num_annotators: int) -> list[Suspic
         return []
     if left.p_value * num_annotators < SIGNIFICANT:
         return [Suspicion(annotator, "same_side", left.value, left.num)]
-    changes = float((decided[1:] != decided[:-1]).mean())
-    if share(int(changes * (left.num - 1)), left.num - 1).p_value * num_annotators < SIGNIFICANT and changes > 0.5:  # type: ignore[union-attr]
-        return [Suspicion(annotator, "one_pattern", changes, left.num)]
+    changes = share(int((decided[1:] != decided[:-1]).sum()), left.num - 1)
+    if changes and changes.value > 0.5 and changes.p_value * num_annotators < SIGNIFICANT:
+        return [Suspicion(annotator, "one_pattern", changes.value, left.num)]
     return []

@@ -99,7 +99,7 @@ def human_ceiling(
     agreement = float(same.mean())
     weights = rng.multinomial(len(same), np.full(len(same), 1 / len(same)), size=num_replicates)
     low, high = (float(end) for end in np.percentile(weights @ same / len(same), [2.5, 97.5]))
-    tightened = _tightened(first, votes, agreement)
+    tightened = _tightened(first, votes, same)
     bounds = tightened or ceiling_of_agreement(agreement)
     return Ceiling(
         low=bounds[0],
@@ -112,15 +112,21 @@ def human_ceiling(
     )
 
 
-def _tightened(first: Floats, votes: Floats, agreement: float) -> tuple[float, float] | None:
+def _tightened(first: Floats, votes: Floats, same: Floats) -> tuple[float, float] | None:
+    """Items with four votes by both their moments, the others by their agreement, together by their shares.
+
+    Both moments must be those of the same items: which items get more votes may depend on how far people agree.
+    """
     has_four = votes >= 4
-    if has_four.sum() < max(MIN_ITEMS_TIGHTENED, 0.5 * len(votes)) or agreement <= 0.5:
+    if has_four.sum() < max(MIN_ITEMS_TIGHTENED, 0.5 * len(votes)) or same[has_four].mean() <= 0.5:
         return None
-    bounds = ceiling_of_moments((agreement - 0.5) / 2, _fourth_moment(first[has_four], votes[has_four]))
-    if bounds is None:
-        return None
-    widest = ceiling_of_agreement(agreement)
-    return max(bounds[0], widest[0]), min(bounds[1], widest[1])
+    second = (float(same[has_four].mean()) - 0.5) / 2
+    bounds = ceiling_of_moments(second, _fourth_moment(first[has_four], votes[has_four]))
+    if bounds is None or has_four.all():
+        return bounds
+    others = ceiling_of_agreement(float(same[~has_four].mean()))
+    low, high = (has_four.mean() * np.array(bounds) + (~has_four).mean() * np.array(others)).tolist()
+    return low, high
 
 
 def _fourth_moment(first: Floats, votes: Floats) -> float:

@@ -5,6 +5,7 @@ from scipy.stats import kendalltau, spearmanr
 
 from annotate.stats.agreement import (
     Agreement,
+    Measure,
     agreement,
     cohen_kappa,
     fleiss_kappa,
@@ -195,6 +196,32 @@ def test_lists_of_different_length_stand_together():
 
 def test_nothing_shared_is_no_agreement():
     assert agreement(np.arange(3), np.zeros(3, dtype=int), np.ones((3, 2)), rng=rng()) == Agreement(0, 0, 0)
+
+
+def test_a_measure_that_no_draw_of_the_comparisons_has_is_none():
+    comparison, annotator = np.repeat([0, 1], 2), np.tile([0, 1], 2)
+    places = np.array([[1.0, 2], [1, 2], [2, 1], [2, 1]])  # a draw of one comparison alone has one category only
+
+    class OneComparison:
+        def multinomial(self, num, probabilities, size):
+            return np.tile([2, 0], (size, 1))
+
+    found = agreement(comparison, annotator, places, rng=OneComparison())
+
+    assert (found.raw.value, found.alpha_nominal, found.fleiss_kappa) == (1, None, None)
+
+
+def test_agreement_of_a_handful_of_judgments_is_finite_or_none():
+    for seed in range(60):
+        draw = np.random.default_rng(seed)
+        comparison, annotator = np.divmod(np.flatnonzero(draw.random(15) < 0.7), 3)
+        places = draw.integers(1, 3, size=(len(comparison), 3)).astype(float)
+        places[comparison % 2 == 0, 2] = NAN
+
+        found = agreement(comparison, annotator, places, rng=draw, num_replicates=20)
+
+        measures = [measure for measure in vars(found).values() if isinstance(measure, Measure)]
+        assert np.isfinite([(each.value, each.low, each.high) for each in measures]).all()
 
 
 def test_shapes_must_fit():

@@ -71,6 +71,12 @@ def test_suspicious_names_nobody_for_a_few_judgments_or_unknown_times():
     assert suspicious(*crowd((few, 0.1), (honest(), np.nan))) == []
 
 
+def test_suspicious_counts_changes_exactly():
+    in_turn = np.tile([FIRST, SECOND], 12)
+    in_turn[-1] = FIRST  # 22 of 23 neighbours differ
+    assert suspicious(*crowd((in_turn, 20))) == [Suspicion(0, "one_pattern", 22 / 23, 24)]
+
+
 def test_suspicious_names_hardly_anybody_in_an_honest_crowd():
     named = [suspicious(*crowd(*((honest(50, 100 * n + m), 30) for m in range(20)))) for n in range(20)]
     assert sum(bool(found) for found in named) <= 1

@@ -4,7 +4,7 @@ import pytest
 from annotate.stats.ceiling import ceiling_of_agreement, ceiling_of_moments, human_ceiling
 
 # how p is spread, and the best possible accuracy E[max(p, 1 - p)] in such a world
-WORLDS = [((0.5, 0.5), 0.818), ((1, 1), 0.750), ((2, 2), 0.6875), ((6, 6), 0.6128)]
+WORLDS = [((0.5, 0.5), 0.818), ((1, 1), 0.750), ((2, 2), 0.6875), ((5, 5), 0.6230), ((6, 6), 0.6128)]
 
 
 def moments(a, b):
@@ -32,7 +32,7 @@ def test_agreement_brackets_the_ceiling(agreement, low, high):
 
 @pytest.mark.parametrize(
     ("world", "low", "high"),
-    [((0.5, 0.5), 0.789, 0.834), ((1, 1), 0.715, 0.770), ((2, 2), 0.653, 0.710)],
+    [((0.5, 0.5), 0.789, 0.834), ((1, 1), 0.715, 0.770), ((2, 2), 0.653, 0.710), ((5, 5), 0.595, 0.644)],
 )
 def test_two_moments_bracket_it_tighter(world, low, high):
     found = ceiling_of_moments(*moments(*world))
@@ -63,6 +63,17 @@ def test_more_votes_make_it_tighter():
     p = rng.beta(1, 1, size=4000)
     two, five = (human_ceiling(rng.binomial(votes, p), np.full(4000, votes), rng=rng) for votes in (2, 5))
     assert five.high - five.low < 0.75 * (two.high - two.low)
+
+
+def test_items_with_more_votes_may_be_other_items():
+    rng = np.random.default_rng(0)
+    p = np.concatenate([rng.beta(1, 1, size=12000), rng.beta(5, 5, size=8000)])
+    votes = np.repeat([5, 2], [12000, 8000])
+
+    found = human_ceiling(rng.binomial(votes, p), votes, rng=rng)
+
+    assert found.is_tightened
+    assert found.low < np.maximum(p, 1 - p).mean() < found.high
 
 
 def test_items_with_one_vote_say_nothing():
