@@ -9,7 +9,6 @@ of one list, which go together, stay together.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -294,13 +293,18 @@ class _Parts:
 
     def _concordance(self, is_list: NDArray[np.bool_]) -> Floats:
         """Kendall's W of each comparison, NaN where it has none."""
-        starts = np.searchsorted(self.comparison, np.arange(self.num + 1))
         found = np.full(self.num, np.nan)
-        for number, (begin, end) in enumerate(pairwise(starts)):
-            if is_list[begin]:
-                places = self.places[begin:end]
-                w = kendall_w(places[:, ~np.isnan(places).any(axis=0)])
-                found[number] = np.nan if w is None else w
+        num_responses = (~np.isnan(self.places)).sum(axis=1)
+        for length in np.unique(num_responses[is_list]):
+            chosen = self.places[num_responses == length]
+            ranks = rankdata(chosen[~np.isnan(chosen)].reshape(-1, length), axis=1)
+            lists, starts, sizes = np.unique(
+                self.comparison[num_responses == length], return_index=True, return_counts=True
+            )
+            middle = sizes * (length + 1) / 2
+            spread = ((np.add.reduceat(ranks, starts) - middle[:, None]) ** 2).sum(axis=1)
+            largest = sizes**2 * (length**3 - length) - sizes * np.add.reduceat(_ties(ranks), starts)
+            found[lists] = np.divide(12 * spread, largest, out=np.full(len(lists), np.nan), where=largest > 0)
         return found
 
 

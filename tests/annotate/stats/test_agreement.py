@@ -194,6 +194,21 @@ def test_lists_of_different_length_stand_together():
     assert 0 < found.tau_b.value < 1
 
 
+def test_w_of_lists_with_ties_and_gaps_is_that_of_each_list():
+    draw = np.random.default_rng(2)
+    comparison = np.repeat(np.arange(40), draw.integers(2, 5, size=40))
+    annotator = np.arange(len(comparison)) % 7
+    places = draw.integers(1, 4, size=(len(comparison), 5)).astype(float)
+    places[comparison % 3 == 0, 1] = NAN  # four responses, the gap in the middle
+
+    found = agreement(comparison, annotator, places, rng=rng(), num_replicates=5)
+
+    lists = [places[comparison == number] for number in range(40)]
+    assert found.w.value == pytest.approx(
+        np.mean([kendall_w(rows[:, ~np.isnan(rows[0])]) for rows in lists]), abs=1e-12
+    )
+
+
 def test_nothing_shared_is_no_agreement():
     assert agreement(np.arange(3), np.zeros(3, dtype=int), np.ones((3, 2)), rng=rng()) == Agreement(0, 0, 0)
 
