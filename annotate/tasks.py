@@ -15,10 +15,3 @@ def refresh_figures(project_id: int) -> None:
     from annotate import figures  # noqa: PLC0415 -- tasks are leaves
 
     figures.refresh_by_worker(project_id=project_id)
-
-
-@shared_task(name="annotate.refresh_figures")
-def refresh_figures(project_id: int) -> None:
-    from annotate import figures  # noqa: PLC0415 -- tasks are leaves
-
-    figures.refresh_stored(project_id=project_id)
