@@ -64,10 +64,10 @@ def next_lease(
             return lease
     if len(held) >= MAX_HELD:
         return None
-    comparison = _next_comparison(project, annotator, standing)
+    comparison, is_random = _next_comparison(project, annotator, standing)
     if comparison is None or not take_place(comparison):
         return None
-    return lease_place(comparison, project, annotator, now)
+    return lease_place(comparison, project, annotator, now, is_random=is_random)
 
 
 def lease_shown(comparison: Comparison, annotator: Annotator, key: UUID | None) -> Lease:
@@ -76,24 +76,34 @@ def lease_shown(comparison: Comparison, annotator: Annotator, key: UUID | None) 
     Raises:
         NotLeased: the page was never shown to this annotator.
     """
-    if lease := Lease.objects.filter(comparison=comparison, annotator=annotator).first():
+    lease = Lease.objects.filter(comparison=comparison, annotator=annotator).first()
+    if lease and key in {None, lease.key}:
         return lease
     for mirror in Mirror.values:
         if key == Lease.key_for(comparison.pk, annotator.pk, mirror):
             response_ids = comparison.options.values_list("response_id", flat=True)
             order = shown_order(comparison, annotator, response_ids, mirror)
-            return Lease(comparison=comparison, annotator=annotator, shown_order=order, mirror=mirror)
+            if lease is None:
+                return Lease(comparison=comparison, annotator=annotator, shown_order=order, mirror=mirror)
+            lease.shown_order, lease.mirror = order, mirror  # taken again since the page was shown
+    if lease:
+        return lease
     raise NotLeased(_("This comparison was not shown to you."))
 
 
-def _next_comparison(project: Project, annotator: Annotator, standing: Standing) -> Comparison | None:
+def _next_comparison(project: Project, annotator: Annotator, standing: Standing) -> tuple[Comparison | None, bool]:
+    """What to ask next, and whether it was drawn by chance."""
     if project.qualification_size and not standing.qualified_at:
-        return None if standing.failed_at else _gold_comparison(project, annotator, Gold.Use.QUALIFICATION)
+        is_over = standing.failed_at is not None
+        return None if is_over else _gold_comparison(project, annotator, Gold.Use.QUALIFICATION), False
     if project.gold_rate and random.random() < project.gold_rate:
         gold = _gold_comparison(project, annotator, Gold.Use.MIXED)
         if gold is not None:
-            return gold
-    return _free_comparison(project, annotator, standing)
+            return gold, False
+    is_informative = project.strategy == Project.Strategy.INFORMATIVE
+    by_chance = is_informative and random.random() < project.random_share
+    comparison = _free_comparison(project, annotator, standing, by_chance=by_chance)
+    return comparison, by_chance or project.strategy == Project.Strategy.RANDOM
 
 
 def _gold_comparison(project: Project, annotator: Annotator, use: str) -> Comparison | None:
@@ -101,14 +111,16 @@ def _gold_comparison(project: Project, annotator: Annotator, use: str) -> Compar
     return golds.order_by("shuffle").first()
 
 
-def _free_comparison(project: Project, annotator: Annotator, standing: Standing) -> Comparison | None:
+def _free_comparison(
+    project: Project, annotator: Annotator, standing: Standing, *, by_chance: bool
+) -> Comparison | None:
     """An open comparison in the project's order; locked where rows can be locked.
 
     Where the order stays as it is, the search goes on from the comparison judged last and then from the first: that
     keeps it short for somebody who is far ahead of everybody else.
     """
     free = Comparison.objects.filter(project=project, is_gold=False).open_to(annotator)
-    ordered, ahead = _in_order(project, free, standing)
+    ordered, ahead = _in_order(project, free, standing, by_chance=by_chance)
     searches = (
         *([(ahead, True)] if ahead is not None else []),
         (ordered, True),
@@ -122,21 +134,21 @@ def _free_comparison(project: Project, annotator: Annotator, standing: Standing)
 
 
 def _in_order(
-    project: Project, free: QuerySet[Comparison], standing: Standing
+    project: Project, free: QuerySet[Comparison], standing: Standing, *, by_chance: bool
 ) -> tuple[QuerySet[Comparison], QuerySet[Comparison] | None]:
     """Free comparisons in the order to ask them, and those of them that come after the one judged last."""
     last = Comparison.objects.filter(pk=standing.last_comparison_id or 0)
     if project.strategy == Project.Strategy.IN_ORDER:
         return free.order_by("pk"), free.filter(pk__gt=standing.last_comparison_id or 0).order_by("pk")
-    by_chance = free.order_by("shuffle", "pk")
+    shuffled = free.order_by("shuffle", "pk")
     if project.strategy == Project.Strategy.RANDOM:
-        return by_chance, by_chance.filter(shuffle__gte=Coalesce(Subquery(last.values("shuffle")), 0))
-    if random.random() < project.random_share:
-        return by_chance, None
-    return free.order_by("-priority", "shuffle", "pk"), None
+        return shuffled, shuffled.filter(shuffle__gte=Coalesce(Subquery(last.values("shuffle")), 0))
+    return (shuffled if by_chance else free.order_by("-priority", "shuffle", "pk")), None
 
 
-def lease_place(comparison: Comparison, project: Project, annotator: Annotator, now: datetime) -> Lease:
+def lease_place(
+    comparison: Comparison, project: Project, annotator: Annotator, now: datetime, *, is_random: bool = False
+) -> Lease:
     """The lease on a place that has been taken."""
     responses = Response.objects.filter(options__comparison=comparison)
     contents = dict(responses.values_list("pk", "content"))
@@ -148,6 +160,7 @@ def lease_place(comparison: Comparison, project: Project, annotator: Annotator, 
         shown_order=shown_order(comparison, annotator, contents, mirror),
         mirror=mirror,
         guidelines_version=project.guidelines_version,
+        is_random=is_random,
         leased_at=now,
         expires_at=now + timedelta(minutes=project.lease_minutes),
     )

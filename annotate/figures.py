@@ -1,494 +1,487 @@
-"""What a project's judgments are worth, computed by `annotate.stats` and kept: a page reads the snapshot.
+"""What a project's judgments are worth, computed once and kept: pages read a snapshot, whatever there is to count.
 
-Small projects are computed in the request that asks, larger ones by a task, while pages show the figures of before.
+`refresh_figures` reads the judgments once, hands flat arrays to the pure functions of `annotate.stats`, and keeps one
+JSON object and the consensus of every comparison that several people judged. Small projects are refreshed when
+somebody looks, large ones by a worker, while the page shows what it has.
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict
-from datetime import UTC, date, datetime, timedelta
+import logging
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
+from statistics import quantiles
 from typing import Any
 
 import numpy as np
-from django.core.cache import cache
 from django.db import transaction
-from django.db.models import Sum
+from django.db.models import Count, Max, Sum
+from django.db.models.functions import Length
 from django.utils import timezone
+from kombu.exceptions import OperationalError as BrokerError
 from numpy.typing import NDArray
 
 from annotate import tasks
-from annotate.columns import (
-    MIRRORS,
-    NO_PAIR,
-    Columns,
-    Floats,
-    Ints,
-    Judged,
-    gold_rankings,
-    num_giveaways,
-    read_judged,
+from annotate.models import (
+    OVERALL,
+    Annotator,
+    Consensus,
+    Figures,
+    Gold,
+    Judgment,
+    Mirror,
+    Option,
+    Project,
+    Response,
+    Revision,
+    Verdict,
 )
-from annotate.models import OVERALL, Comparison, Consensus, Figures, Judgment, Lease, Mirror, Project, Revision, Verdict
-from annotate.stats import agreement, annotators, bias, bradley_terry, ceiling, consensus, forecast, gold
+from annotate.stats import bias
+from annotate.stats.agreement import agreement
+from annotate.stats.annotators import NotConvergedError, Reliability, SignError, dawid_skene
+from annotate.stats.bradley_terry import leaderboard
+from annotate.stats.ceiling import human_ceiling
+from annotate.stats.consensus import UNRANKED, consensus
+from annotate.stats.gold import gold_score
 
-SMALL = 2000  # judgments that are computed in the request
-SEED = 20  # figures of the same judgments are the same
-NUM_DAYS, FORECAST_DAYS = 60, 14
-MAX_UNITS = 300_000  # pairs within comparisons that agreement and reliability look at; more are sampled
-MAX_SOURCES = 40
-MIN_VOTES = 30  # before an annotator is said to vote by chance
-USUAL_RELIABILITY = 0.75  # of annotators of whom the model says nothing
-POSTERIORS_AT_ONCE = 2_000_000
-CONSENSUS_FIELDS = ["ranking", "certainty", "num_judgments"]
+SMALL = 2000  # judgments that are counted within a request
+ROWS_AT_ONCE = 2000
+COMPARISONS_AT_ONCE = 5000
+NUM_DAYS = 60
+RECENT_DAYS = 7
+MIN_VOTES_OF_MODEL = 5
+MAX_MODELS = 30
+MAX_ANNOTATORS = 500
+DEFAULT_RELIABILITY = 0.75
+NUM_REPLICATES = 200
+NO_PAIR = -2  # in place of who won, where there are more than two responses
+
+Array = NDArray[Any]
+log = logging.getLogger(__name__)
 
 
-# Fresh or not
-
-
-def refresh_if_stale(project: Project) -> Figures:
-    """The project's figures; `is_stale` says that newer ones are being computed."""
+def refresh_if_stale(project: Project) -> Figures | None:
+    """The figures as they are; a small project's are brought up to date first, a large one's by a worker."""
     figures = Figures.objects.filter(project=project).first()
-    mark = state_mark(project)
-    if figures and (figures.last_judgment, figures.num_changes) == mark:
-        figures.is_stale = False
+    if figures and not is_stale(figures):
         return figures
-    if Judgment.objects.filter(project=project)[: SMALL + 1].count() <= SMALL:
-        return refresh_figures(project)
-    if cache.add(f"annotate.figures.{project.pk}", mark, 60):
-        transaction.on_commit(lambda: tasks.refresh_figures.delay(project.pk), robust=True)
-    figures = figures or Figures(project=project, computed_at=timezone.now())
-    figures.is_stale = True
+    if Judgment.objects.filter(project=project)[:SMALL].count() < SMALL:
+        return refresh_figures(project=project)
+    try:
+        tasks.refresh_figures.delay(project.pk)
+    except BrokerError:
+        log.warning("The figures of project %s wait: no broker.", project.pk)
     return figures
 
 
-def state_mark(project: Project) -> tuple[int, int]:
-    """What figures are computed from: the newest judgment, and how often something was changed."""
-    newest = Judgment.objects.filter(project=project).order_by("-pk").values_list("pk", flat=True).first()
-    num_revisions = Revision.objects.filter(judgment__project=project).count()
-    return newest or 0, num_revisions + Verdict.objects.filter(project=project).count()
+def refresh_by_worker(*, project_id: int) -> None:
+    """Unless somebody else has done it meanwhile: every look at a stale page has sent a message."""
+    figures = Figures.objects.filter(project_id=project_id).select_related("project").first()
+    if figures is None:
+        refresh_figures(project=Project.objects.get(pk=project_id))
+    elif is_stale(figures):
+        refresh_figures(project=figures.project)
 
 
-def refresh_figures(project: Project) -> Figures:
-    """Compute everything anew, and the consensus on each comparison that several people have judged."""
-    last_judgment, num_changes = state_mark(project)
-    values = compute(project)
-    stored = {"values": values, "last_judgment": last_judgment, "num_changes": num_changes}
-    figures = Figures.objects.update_or_create(project=project, defaults=stored)[0]
-    cache.delete(f"annotate.figures.{project.pk}")
-    figures.is_stale = False
-    return figures
+def is_stale(figures: Figures) -> bool:
+    return (figures.last_judgment, figures.num_changes) != _state(figures.project)
 
 
-# The figures
+def refresh_figures(*, project: Project) -> Figures:
+    """Count everything anew."""
+    last_judgment, num_changes = _state(project)
+    votes = _read(project)
+    by_aspect = {aspect: _Ranked(judgments) for aspect, judgments in sorted(votes.by_aspect.items())}
+    overall = by_aspect.get(OVERALL, _Ranked([]))
+    reliability = _reliability(project, overall)
+    values = {
+        **_progress(project, votes),
+        "aspects": {aspect: _aspect(ranked) for aspect, ranked in by_aspect.items()},
+        **_bias(overall, votes),
+        "annotators": _annotators(overall, votes, reliability),
+        "reliability": _verdict_on_annotators(overall, reliability),
+        "leaderboard": _leaderboard(overall, votes),
+        "giveaways": _giveaways(project),
+    }
+    with transaction.atomic():
+        for aspect, ranked in by_aspect.items():
+            _keep_consensus(project, aspect, ranked, reliability if aspect == OVERALL else None)
+        kept = {"values": values, "last_judgment": last_judgment, "num_changes": num_changes}
+        return Figures.objects.update_or_create(project=project, defaults=kept)[0]
 
 
-def compute(project: Project) -> dict[str, Any]:
-    """All figures as JSON values, and the Consensus rows on the way."""
-    judged = read_judged(project)
-    overall = judged.of_aspect(OVERALL)
-    is_gold = judged.comparisons.is_gold[overall.comparison]
-    ordinary = overall.where(~is_gold)
-    votes = votes_of(overall, gold_rankings(project), judged)
-    reliability, reliability_state = reliability_of(votes)
-    progress = progress_of(project)
-    by_aspect = {name: judged.of_aspect(name) for name in judged.aspects}
-    for name, columns in by_aspect.items():
-        chosen = columns.where(~judged.comparisons.is_gold[columns.comparison])
-        store_consensus(project, name, chosen, judged, reliability)
+def names_of(ids: list[int]) -> dict[int, str]:
+    """What a lead calls these annotators."""
+    return {annotator.pk: str(annotator) for annotator in Annotator.objects.filter(pk__in=ids)}
+
+
+def _state(project: Project) -> tuple[int, int]:
+    """What changes with every judgment, revision and verdict; read from the ends of indexes."""
+    judged = Judgment.objects.filter(project=project).order_by("-pk").values_list("pk", flat=True).first()
+    revised = Revision.objects.order_by("-pk").values_list("pk", flat=True).first()
+    return judged or 0, (revised or 0) + Verdict.objects.filter(project=project).count()
+
+
+# Reading
+
+
+@dataclass(slots=True)
+class _Row:
+    comparison: int
+    prompt: int
+    annotator: int
+    ranking: list[list[int]]
+    shown: list[int]
+    mirror: str
+    seconds: float | None
+    total_seconds: float | None
+    created_at: datetime
+    source: str
+
+
+@dataclass
+class _Votes:
+    by_aspect: dict[str, list[_Row]] = field(default_factory=dict)
+    gold: dict[int, list[float]] = field(default_factory=dict)  # scores by annotator
+    lengths: dict[int, int] = field(default_factory=dict)
+    models: dict[int, str] = field(default_factory=dict)
+
+
+def _read(project: Project) -> _Votes:
+    """Judgments that count, by aspect; those of comparisons with a known answer only by how right they were."""
+    votes = _Votes()
+    known = dict(Gold.objects.filter(project=project).values_list("comparison_id", "ranking"))
+    judged = Judgment.objects.filter(project=project, repeat=0).order_by("pk")
+    fields = ("comparison_id", "comparison__prompt_id", "annotator_id", "ranking", "shown_order", "mirror")
+    times = ("seconds", "total_seconds", "created_at", "source", "aspect", "comparison__is_gold")
+    for *values, aspect, is_gold in judged.values_list(*fields, *times).iterator(chunk_size=ROWS_AT_ONCE):
+        row = _Row(*values)
+        row.shown = row.shown or []
+        if not is_gold:
+            votes.by_aspect.setdefault(aspect, []).append(row)
+        elif aspect == OVERALL and row.comparison in known:
+            votes.gold.setdefault(row.annotator, []).append(gold_score(row.ranking, known[row.comparison]))
+    options = Option.objects.filter(comparison__project=project, comparison__num_taken__gt=0).order_by()
+    told = options.annotate(length=Length("response__content")).values_list("response_id", "length", "response__model")
+    for pk, length, model in told.iterator(chunk_size=ROWS_AT_ONCE):
+        votes.lengths[pk], votes.models[pk] = length, model
+    return votes
+
+
+class _Ranked:
+    """Judgments of one aspect as arrays: comparisons and annotators by number, responses by place in their list."""
+
+    def __init__(self, rows: list[_Row]) -> None:
+        self.rows = rows
+        self.comparison_ids, self.comparison = _numbered([row.comparison for row in rows])
+        self.annotator_ids, self.annotator = _numbered([row.annotator for row in rows])
+        self.responses: dict[int, list[int]] = {}
+        for row in rows:
+            own = row.shown or [pk for group in row.ranking for pk in group]
+            self.responses.setdefault(row.comparison, sorted(own))
+        most = max((len(ids) for ids in self.responses.values()), default=2)
+        self.places = np.full((len(rows), most), np.nan)
+        for number, row in enumerate(rows):
+            place_of = {pk: place for place, group in enumerate(row.ranking) for pk in group}
+            for column, pk in enumerate(self.responses[row.comparison]):
+                self.places[number, column] = place_of.get(pk, np.nan)
+        self.won_at = np.array([_won_at(row) for row in rows], dtype=np.int64)
+
+    @property
+    def num_annotators(self) -> int:
+        return len(self.annotator_ids)
+
+    def verdicts(self) -> tuple[Array, Array, Array]:
+        """Of each judgment on each pair of responses: the pair's number, the judgment's, and 0, 1 or 2 (a tie)."""
+        first, second = np.triu_indices(self.places.shape[1], 1)
+        difference = self.places[:, second] - self.places[:, first]
+        judgment, column = np.nonzero(~np.isnan(difference))
+        said = np.select([difference > 0, difference < 0], [0, 1], 2)[judgment, column]
+        pair = self.comparison[judgment] * len(first) + column
+        return np.unique(pair, return_inverse=True)[1], judgment, said
+
+
+def _won_at(row: _Row) -> int:
+    """Where what won was shown, of two responses."""
+    if len(row.shown) != 2:
+        return NO_PAIR
+    best = next(group for group in ([pk for pk in group if pk in row.shown] for group in row.ranking) if group)
+    return bias.TIE if len(best) == 2 else row.shown.index(best[0])
+
+
+def _numbered(ids: list[int]) -> tuple[Array, Array]:
+    return np.unique(np.array(ids, dtype=np.int64), return_inverse=True)
+
+
+# Counting
+
+
+def _progress(project: Project, votes: _Votes) -> dict[str, Any]:
+    rows = votes.by_aspect.get(OVERALL, [])
+    ours = [row for row in rows if row.source != Judgment.Source.IMPORT]
+    wanted = project.comparisons.filter(is_gold=False).aggregate(wanted=Sum("num_wanted"))["wanted"] or 0
+    days = Counter(timezone.localtime(row.created_at).date() for row in ours)
+    today = timezone.localdate()
+    shown = [today - timedelta(days=back) for back in range(NUM_DAYS - 1, -1, -1)]
     return {
-        "num_judgments": len(ordinary),
-        "num_imported": int(ordinary.is_import.sum()),
-        "progress": progress,
-        **throughput(ordinary, progress["wanted"] - progress["done"]),
-        "time": times(ordinary),
-        "aspects": {name: aspect_figures(columns, judged) for name, columns in by_aspect.items()},
-        "bias": biases(ordinary, judged),
-        "reliability": reliability_state,
-        "annotators": annotator_rows(overall, is_gold, judged, reliability, gold_rankings(project)),
-        "leaderboard": leaderboard_of(ordinary, judged),
-        "giveaways": num_giveaways(project),
+        "num_judgments": len(rows),
+        "num_judged": len({row.comparison for row in rows}),
+        "num_wanted": wanted,
+        "days": [[day.isoformat(), days[day]] for day in shown],
+        "forecast": _forecast(wanted - len(rows), [days[day] for day in shown[-RECENT_DAYS:]]),
+        "seconds": _quartiles([row.seconds for row in ours if row.seconds is not None]),
+        "total_seconds": _quartiles([row.total_seconds for row in ours if row.total_seconds is not None]),
     }
 
 
-def progress_of(project: Project) -> dict[str, int]:
-    ordinary = Comparison.objects.filter(project=project, is_gold=False)
-    sums = ordinary.aggregate(wanted=Sum("num_wanted", default=0), taken=Sum("num_taken", default=0))
-    num_leases = Lease.objects.filter(project=project, comparison__is_gold=False).count()
-    return {"wanted": sums["wanted"], "done": sums["taken"] - num_leases}
+def _forecast(num_left: int, recent: list[int]) -> dict[str, Any] | None:
+    """Days until all that is wanted is judged, at the rate of the last days; a range by the scatter of these days."""
+    rate = float(np.mean(recent))
+    if num_left <= 0 or not rate:
+        return None
+    error = float(np.std(recent, ddof=1)) / len(recent) ** 0.5
+    slow, fast = max(rate - 1.96 * error, 0.0), rate + 1.96 * error
+    latest = num_left / slow if slow else None
+    return {"rate": rate, "days": num_left / rate, "earliest": num_left / fast, "latest": latest}
 
 
-def throughput(judgments: Columns, remaining: int) -> dict[str, Any]:
-    """Judgments made here (imported ones came all at once) per day, and per hour of the last 24."""
-    now = timezone.now()
-    created = judgments.created[~judgments.is_import]
-    today = now.date()
-    days = np.array([today.toordinal()]) - (created // 86400).astype(int) - date(1970, 1, 1).toordinal()
-    num_days = min(NUM_DAYS, int(days.max(initial=0)) + 1)
-    counts = np.bincount(days[days >= 0], minlength=num_days)[:num_days]
-    hour = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
-    hours_ago = ((hour.timestamp() + 3600 - created) // 3600).astype(int)
-    by_hour = np.bincount(hours_ago[(hours_ago >= 0) & (hours_ago < 24)], minlength=24)
-    whole_days = counts[1 : FORECAST_DAYS + 1]  # today is not over
-    found = forecast.forecast(whole_days, max(remaining, 0))
+def _quartiles(values: list[float]) -> dict[str, float] | None:
+    if len(values) < 2:
+        return None
+    low, median, high = quantiles(values, n=4, method="inclusive")
+    return {"low": low, "median": median, "high": high, "num": len(values)}
+
+
+def _aspect(ranked: _Ranked) -> dict[str, Any]:
     return {
-        "days": [[(today - timedelta(days=ago)).isoformat(), int(counts[ago])] for ago in reversed(range(num_days))],
-        "hours": [[(hour - timedelta(hours=ago)).isoformat(), int(by_hour[ago])] for ago in reversed(range(24))],
-        "forecast": _forecast(found, today) if remaining > 0 else None,
+        "num_judgments": len(ranked.rows),
+        "agreement": asdict(agreement(ranked.comparison, ranked.annotator, ranked.places + 1, rng=_rng())),
+        "ceiling": _ceiling(ranked),
     }
 
 
-def _forecast(found: forecast.Forecast | None, today: date) -> dict[str, Any] | None:
-    if found is None:
+def _ceiling(ranked: _Ranked) -> dict[str, Any] | None:
+    """Of pairs that several decided; in a list, of one pair drawn by chance, since its pairs go together."""
+    if not ranked.rows:
+        return None
+    num = len(ranked.comparison_ids)
+    size = np.array([len(ranked.responses[pk]) for pk in ranked.comparison_ids.tolist()])
+    one, other = np.sort(_rng().random((num, ranked.places.shape[1])).argsort(axis=1)[:, :2], axis=1).T
+    one, other = np.where(other < size, one, 0), np.where(other < size, other, 1)
+    rows = np.arange(len(ranked.rows))
+    difference = ranked.places[rows, other[ranked.comparison]] - ranked.places[rows, one[ranked.comparison]]
+    decided = (difference != 0) & ~np.isnan(difference)
+    votes = np.bincount(ranked.comparison[decided], minlength=num)
+    first = np.bincount(ranked.comparison[decided & (difference > 0)], minlength=num)
+    found = human_ceiling(first, votes, rng=_rng())
+    return asdict(found) if found else None
+
+
+def _bias(ranked: _Ranked, votes: _Votes) -> dict[str, Any]:
+    pairs = np.flatnonzero(ranked.won_at != NO_PAIR)
+    lengths = [[votes.lengths.get(pk, 0) for pk in ranked.rows[number].shown] for number in pairs]
+    first, second = np.array(lengths, dtype=int).reshape(-1, 2).T
+    return {
+        "position": _share(bias.position_bias(ranked.won_at[pairs])),
+        "length": _share(bias.length_bias(first, second, ranked.won_at[pairs])),
+        "mirrored": _share(bias.mirrored_consistency(*_mirrored(ranked))),
+    }
+
+
+def _mirrored(ranked: _Ranked) -> tuple[Array, Array]:
+    """Who won, by place in the list, for the first who saw a pair one way and the first who saw its mirror image."""
+    seen: dict[int, dict[str, int]] = {}
+    for row, won in zip(ranked.rows, ranked.won_at.tolist(), strict=True):
+        if row.mirror != Mirror.OWN and won != NO_PAIR:
+            by_list = won if won == bias.TIE else sorted(row.shown).index(row.shown[won])
+            seen.setdefault(row.comparison, {}).setdefault(row.mirror, by_list)
+    couples = [(two[Mirror.STRAIGHT], two[Mirror.MIRRORED]) for two in seen.values() if len(two) == 2]
+    straight, mirrored = np.array(couples, dtype=int).reshape(-1, 2).T
+    return straight, mirrored
+
+
+def _share(found: bias.Share | None) -> dict[str, Any] | None:
+    return asdict(found) if found else None
+
+
+def _reliability(project: Project, ranked: _Ranked) -> Reliability | SignError | None:
+    """What each annotator's votes are worth; the refusal to say where liars may be the majority."""
+    if ranked.num_annotators < 3:
+        return None
+    pair, judgment, said = ranked.verdicts()
+    num_pairs, who = int(pair.max()) + 1, ranked.annotator[judgment]
+    try:
+        return dawid_skene(pair, who, said, num_pairs=num_pairs, num_annotators=ranked.num_annotators, num_labels=3)
+    except SignError as refusal:
+        return refusal
+    except NotConvergedError:
+        log.warning("The reliability of annotators in project %s cannot be told.", project.pk)
         return None
 
-    def day(days: float | None) -> str | None:
-        return (today + timedelta(days=round(days))).isoformat() if days is not None and days < 3650 else None
 
-    dates = {"expected": day(found.days), "earliest": day(found.earliest), "latest": day(found.latest)}
-    return {"per_day": found.per_day, **dates}
-
-
-def times(judgments: Columns) -> dict[str, Any]:
-    """Quartiles in seconds, of the active time and of all of it."""
-    return {"active": _quartiles(judgments.seconds), "total": _quartiles(judgments.total_seconds)}
+def _verdict_on_annotators(ranked: _Ranked, found: Reliability | SignError | None) -> dict[str, Any]:
+    if isinstance(found, SignError):
+        return {"is_refused": True, "num_good": found.num_good, "num_liars": found.num_liars, "liars": []}
+    liars = ranked.annotator_ids[found.liars].tolist() if found else []
+    return {"is_refused": False, "liars": liars}
 
 
-def _quartiles(seconds: Floats) -> list[float] | None:
-    known = seconds[~np.isnan(seconds)]
-    return [float(value) for value in np.percentile(known, [25, 50, 75])] if len(known) else None
-
-
-def aspect_figures(columns: Columns, judged: Judged) -> dict[str, Any]:
-    ordinary = columns.where(~judged.comparisons.is_gold[columns.comparison])
-    rng = np.random.default_rng(SEED)
-    sampled = sample(ordinary, rng)
-    places = np.where(sampled.places > 0, sampled.places, np.nan)
-    measures = agreement.agreement(sampled.comparison, sampled.annotator, places, rng=rng)
-    found = ceiling.human_ceiling(*decided_votes(sampled, judged, rng), rng=rng)
-    return {
-        "num": len(ordinary),
-        "is_sample": len(sampled) < len(ordinary),
-        "agreement": asdict(measures),
-        "ceiling": asdict(found) if found else None,
-    }
-
-
-def sample(judgments: Columns, rng: np.random.Generator) -> Columns:
-    """All of them, or those of comparisons drawn by chance where there are more pairs than MAX_UNITS."""
-    width = judgments.places.shape[1]
-    rows = np.unique(judgments.comparison)
-    most = MAX_UNITS // (width * (width - 1) // 2)
-    if len(rows) <= most:
-        return judgments
-    return judgments.where(np.isin(judgments.comparison, rng.choice(rows, most, replace=False)))
-
-
-def decided_votes(judgments: Columns, judged: Judged, rng: np.random.Generator) -> tuple[Ints, Ints]:
-    """Of each comparison the votes for the first of a pair, and all that are no tie.
-
-    Of a list one pair is drawn: its pairs go together, and would make the interval narrower than it is.
-    """
-    sizes = (judged.comparisons.responses >= 0).sum(axis=1)
-    first = rng.integers(0, np.maximum(sizes, 2))
-    second = (first + rng.integers(1, np.maximum(sizes, 2))) % np.maximum(sizes, 2)
-    first, second = np.minimum(first, second), np.maximum(first, second)
-    row, of = np.arange(len(judgments)), judgments.comparison
-    one, other = judgments.places[row, first[of]], judgments.places[row, second[of]]
-    counts = (one > 0) & (other > 0) & (one != other)
-    num = np.bincount(of[counts], minlength=len(sizes))
-    return np.bincount(of[counts & (one < other)], minlength=len(sizes)), num
-
-
-def biases(judgments: Columns, judged: Judged) -> dict[str, Any]:
-    won_at = judged.won_at(judgments)
-    pairs = won_at != NO_PAIR
-    some, won = judgments.where(pairs), won_at[pairs]
-    row = np.arange(len(some))
-    lengths = judged.comparisons.lengths[some.comparison]
-    first, second = lengths[row, some.shown_first], lengths[row, 1 - some.shown_first]
-    found = {
-        "position": bias.position_bias(won),
-        "length": bias.length_bias(first, second, won),
-        "mirrored": bias.mirrored_consistency(*_mirrored_pairs(some)),
-    }
-    return {name: asdict(share) if share else None for name, share in found.items()}
-
-
-def _mirrored_pairs(judgments: Columns) -> tuple[Ints, Ints]:
-    """Who won for an annotator who saw the pair straight and for one who saw it mirrored, of each comparison."""
-    sign = judgments.signs(0, 1)
-    won = np.select([sign > 0, sign < 0], [0, 1], bias.TIE)
-    seen = []
-    for mirror in (Mirror.STRAIGHT, Mirror.MIRRORED):
-        chosen = judgments.mirror == MIRRORS[mirror]
-        rows, at = np.unique(judgments.comparison[chosen], return_index=True)
-        seen.append((rows, won[chosen][at]))
-    (straight, straight_won), (mirrored, mirrored_won) = seen
-    _, one, other = np.intersect1d(straight, mirrored, return_indices=True)
-    return straight_won[one], mirrored_won[other]
-
-
-# Annotators
-
-
-class Votes:
-    """V votes on pairs within comparisons: which pair, by whom, FIRST, SECOND or TIE; `known` right answers."""
-
-    def __init__(self, pair: Ints, annotator: Ints, vote: Ints, known: dict[int, int]) -> None:
-        self.pk, self.annotator = np.unique(annotator, return_inverse=True)
-        self.pair, self.vote, self.known = pair, vote, known
-        self.num_pairs = int(pair.max(initial=-1)) + 1
-
-    def __len__(self) -> int:
-        return len(self.pair)
-
-
-def votes_of(judgments: Columns, known: dict[int, list[list[int]]], judged: Judged) -> Votes:
-    """The votes on what several people judged, or what has a known answer."""
-    judgments = sample(judgments, np.random.default_rng(SEED))
-    num = np.bincount(judgments.comparison, minlength=len(judged.comparisons.pk))
-    judgments = judgments.where((num >= 2)[judgments.comparison] | judged.comparisons.is_gold[judgments.comparison])
-    first, second = np.triu_indices(judgments.places.shape[1], 1)
-    one, other = judgments.places[:, first], judgments.places[:, second]
-    row, unit = np.nonzero((one > 0) & (other > 0))
-    upper, lower = one[row, unit], other[row, unit]
-    vote = np.select([upper < lower, upper > lower], [bradley_terry.FIRST, bradley_terry.SECOND], bradley_terry.TIE)
-    ids, pair = np.unique(judgments.comparison[row] * len(first) + unit, return_inverse=True)
-    right = {}
-    for number, each in enumerate(ids.tolist() if known else ()):
-        comparison, unit_of_it = divmod(each, len(first))
-        ranking = known.get(int(judged.comparisons.pk[comparison]))
-        if ranking:
-            place = {pk: at for at, group in enumerate(ranking) for pk in group}
-            ends = judged.comparisons.responses[comparison, [first[unit_of_it], second[unit_of_it]]]
-            here, there = (place.get(int(pk), -1) for pk in ends)
-            right[number] = bradley_terry.TIE if here == there else int(here > there)
-    return Votes(pair, judgments.annotator[row], vote, right)
-
-
-def reliability_of(votes: Votes) -> tuple[dict[int, tuple[float, float]], dict[str, Any]]:
-    """Accuracy and the probability of being better than chance by annotator, and what is to be said of the model."""
-    if len(votes) == 0 or len(votes.pk) < 3:
-        return {}, {"state": "too_few"}
-    num_labels = 3 if (votes.vote == bradley_terry.TIE).any() or bradley_terry.TIE in votes.known.values() else 2
-    try:
-        found = annotators.dawid_skene(
-            votes.pair,
-            votes.annotator,
-            votes.vote,
-            num_pairs=votes.num_pairs,
-            num_annotators=len(votes.pk),
-            num_labels=num_labels,
-            gold=votes.known,
-        )
-    except annotators.SignError as error:
-        return {}, {"state": "refused", "num_good": error.num_good, "num_liars": error.num_liars}
-    except bradley_terry.NotConvergedError:
-        return {}, {"state": "not_converged"}
-    each = zip(found.accuracy.tolist(), found.better_than_chance.tolist(), strict=True)
-    by_annotator = dict(zip(votes.pk.tolist(), each, strict=True))
-    num_votes = np.bincount(votes.annotator, minlength=len(votes.pk))
-    unsure = (found.better_than_chance <= annotators.SURE) & (found.better_than_chance >= 1 - annotators.SURE)
-    return by_annotator, {
-        "state": "told",
-        "liars": votes.pk[found.liars].tolist(),
-        "by_chance": votes.pk[unsure & (num_votes >= MIN_VOTES)].tolist(),
-    }
-
-
-def annotator_rows(
-    judgments: Columns,
-    is_gold: NDArray[np.bool_],
-    judged: Judged,
-    reliability: dict[int, tuple[float, float]],
-    known: dict[int, list[list[int]]],
-) -> list[dict[str, Any]]:
-    """What is told of each annotator, those with the most judgments first."""
-    ordinary = judgments.where(~is_gold)
-    gold_rows = judgments.where(is_gold)
-    right = gold_right(gold_rows, judged, known)
-    won_at = judged.won_at(ordinary)
-    characters = judged.comparisons.lengths[ordinary.comparison].sum(axis=1)
-    suspicions: dict[int, list[str]] = {}
-    for found in bias.suspicious(ordinary.annotator, won_at, ordinary.seconds, characters):
-        suspicions.setdefault(found.annotator, []).append(found.reason)
-    with_others = leave_one_out(ordinary)
-    everybody = np.unique(judgments.annotator)
+def _annotators(ranked: _Ranked, votes: _Votes, found: Reliability | SignError | None) -> list[dict[str, Any]]:
+    """A row for each annotator, the busiest first."""
+    if not ranked.rows:
+        return []
+    with_others, suspicions = _agreement_with_others(ranked), _suspicions(ranked, votes)
+    told = found if isinstance(found, Reliability) else None
+    by_annotator = np.argsort(ranked.annotator, kind="stable")
+    mine_of = np.split(by_annotator, np.searchsorted(ranked.annotator[by_annotator], range(1, ranked.num_annotators)))
     rows = []
-    for pk in everybody.tolist():
-        mine, my_gold = ordinary.annotator == pk, gold_rows.annotator == pk
-        accuracy, better = reliability.get(pk, (None, None))
-        share = bias.share(int(right[my_gold].sum()), int(my_gold.sum()))
-        left = bias.position_bias(won_at[mine & (won_at != NO_PAIR)])
+    for number, (pk, mine) in enumerate(zip(ranked.annotator_ids.tolist(), mine_of, strict=True)):
+        times = [row.seconds for row in (ranked.rows[place] for place in mine) if row.seconds is not None]
+        scores = votes.gold.get(pk, [])
         rows.append(
             {
-                "pk": pk,
-                "num": int(mine.sum()),
-                "seconds": _quartiles(ordinary.seconds[mine]),
-                "gold": asdict(share) if share else None,
-                "agreement": with_others.get(pk),
-                "reliability": accuracy,
-                "better_than_chance": better,
-                "left": asdict(left) if left else None,
-                "reasons": suspicions.get(pk, []),
+                "id": pk,
+                "num_judgments": len(mine),
+                "seconds": float(np.median(times)) if times else None,
+                "left": _share(bias.position_bias(ranked.won_at[mine])),
+                "gold": _share(bias.share(sum(score == 1 for score in scores), len(scores))),
+                "with_others": with_others[number],
+                "accuracy": float(told.accuracy[number]) if told else None,
+                "better_than_chance": float(told.better_than_chance[number]) if told else None,
+                "suspicions": suspicions.get(number, []),
             }
         )
-    return sorted(rows, key=lambda row: (-int(row["num"]), int(row["pk"])))
+    return sorted(rows, key=lambda row: -row["num_judgments"])[:MAX_ANNOTATORS]
 
 
-def gold_right(judgments: Columns, judged: Judged, known: dict[int, list[list[int]]]) -> NDArray[np.bool_]:
-    """(J,) whether each judgment of a known answer says all that it says."""
-    return np.array([_is_right(judgments, row, judged, known) for row in range(len(judgments))], dtype=bool)
+def _agreement_with_others(ranked: _Ranked) -> list[float | None]:
+    """For each annotator how often another one who judged the same pair said the same."""
+    pair, judgment, said = ranked.verdicts()
+    counts = np.zeros((int(pair.max(initial=-1)) + 1, 3))
+    np.add.at(counts, (pair, said), 1)
+    others = counts[pair].sum(axis=1) - 1
+    same = np.divide(counts[pair, said] - 1, others, out=np.zeros(len(pair)), where=others > 0)
+    who = ranked.annotator[judgment]
+    sums = np.bincount(who, same, minlength=ranked.num_annotators)
+    num = np.bincount(who, others > 0, minlength=ranked.num_annotators)
+    return [float(total / count) if count else None for total, count in zip(sums, num, strict=True)]
 
 
-def _is_right(judgments: Columns, row: int, judged: Judged, known: dict[int, list[list[int]]]) -> bool:
-    comparison = judgments.comparison[row]
-    ranking = known.get(int(judged.comparisons.pk[comparison]))
-    said = ranking_of(judgments.places[row] - 1, judged.comparisons.responses[comparison])
-    return ranking is not None and gold.gold_score(said, ranking) == 1
+def _suspicions(ranked: _Ranked, votes: _Votes) -> dict[int, list[dict[str, Any]]]:
+    """Why an annotator's work should be looked at, by their number; of judgments made here."""
+    ours = [number for number, row in enumerate(ranked.rows) if row.source != Judgment.Source.IMPORT]
+    if not ours:
+        return {}
+    rows = [ranked.rows[number] for number in ours]
+    seconds = np.array([np.nan if row.seconds is None else row.seconds for row in rows])
+    characters = np.array([sum(votes.lengths.get(pk, 0) for pk in row.shown) for row in rows])
+    named: dict[int, list[dict[str, Any]]] = {}
+    for found in bias.suspicious(ranked.annotator[ours], ranked.won_at[ours], seconds, characters):
+        named.setdefault(found.annotator, []).append({"reason": found.reason, "value": found.value, "num": found.num})
+    return named
 
 
-def leave_one_out(judgments: Columns) -> dict[int, float]:
-    """How often each annotator says of a pair what another annotator of it says."""
-    names, of = np.unique(judgments.annotator, return_inverse=True)
-    same, num = np.zeros(len(names)), np.zeros(len(names))
-    for first, second in zip(*np.triu_indices(judgments.places.shape[1], 1), strict=True):
-        is_known = (judgments.places[:, first] > 0) & (judgments.places[:, second] > 0)
-        sign, comparison = judgments.signs(first, second)[is_known] + 1, judgments.comparison[is_known]
-        counts = np.bincount(comparison * 3 + sign, minlength=3 * (int(comparison.max(initial=0)) + 1)).reshape(-1, 3)
-        others = counts.sum(axis=1)[comparison] - 1
-        share = np.divide(counts[comparison, sign] - 1, others, out=np.zeros(len(others)), where=others > 0)
-        same += np.bincount(of[is_known], share, len(names))
-        num += np.bincount(of[is_known], others > 0, len(names))
-    return {int(name): float(same[at] / num[at]) for at, name in enumerate(names) if num[at]}
-
-
-# Sources
-
-
-def leaderboard_of(judgments: Columns, judged: Judged) -> dict[str, Any] | None:
-    """Strengths of the sources of responses; None where no two of them met."""
-    first, second = np.triu_indices(judgments.places.shape[1], 1)
-    parts = []
-    for left, right in zip(first, second, strict=True):
-        sources = judged.comparisons.sources[judgments.comparison]
-        one, other = sources[:, left], sources[:, right]
-        met = (one >= 0) & (other >= 0) & (one != other)
-        met &= (judgments.places[:, left] > 0) & (judgments.places[:, right] > 0)
-        sign = judgments.signs(left, right)
-        outcome = np.select([sign > 0, sign < 0], [bradley_terry.FIRST, bradley_terry.SECOND], bradley_terry.TIE)
-        prompt = judged.comparisons.prompt[judgments.comparison]
-        parts.append(np.stack([one, other, outcome, prompt])[:, met])
-    one, other, outcome, prompt = np.concatenate(parts, axis=1)
-    num = np.bincount(np.concatenate([one, other]), minlength=len(judged.sources))
-    chosen = np.sort(np.argsort(-num, kind="stable")[:MAX_SOURCES])
-    chosen = chosen[num[chosen] > 0]
-    both = np.isin(one, chosen) & np.isin(other, chosen)
-    one, other, outcome, prompt = one[both], other[both], outcome[both], prompt[both]
-    if not (outcome != bradley_terry.TIE).any():
+def _leaderboard(ranked: _Ranked, votes: _Votes) -> dict[str, Any] | None:
+    """Strengths of the models that the responses came from; None where fewer than two have met."""
+    met: list[tuple[str, str, int, int]] = []
+    for row in ranked.rows:
+        place_of = {pk: place for place, group in enumerate(row.ranking) for pk in group}
+        ids = [pk for pk in ranked.responses[row.comparison] if votes.models.get(pk) and pk in place_of]
+        for at, one in enumerate(ids):
+            for other in ids[at + 1 :]:
+                if votes.models[one] != votes.models[other]:
+                    won = 2 if place_of[one] == place_of[other] else int(place_of[one] > place_of[other])
+                    met.append((votes.models[one], votes.models[other], won, row.prompt))
+    counts = Counter(name for one, other, *_rest in met for name in (one, other))
+    names = sorted(name for name, num in counts.most_common(MAX_MODELS) if num >= MIN_VOTES_OF_MODEL)
+    number = {name: at for at, name in enumerate(names)}
+    met = [each for each in met if each[0] in number and each[1] in number]
+    if len(names) < 2 or not met:
         return None
-    try:
-        board = bradley_terry.leaderboard(
-            np.searchsorted(chosen, one),
-            np.searchsorted(chosen, other),
-            outcome,
-            len(chosen),
-            unit=prompt,
-            generator=np.random.default_rng(SEED),
-        )
-    except (ValueError, bradley_terry.NotConvergedError):
-        return None
-    order = np.argsort(-board.strengths, kind="stable")
+    first, second, outcome, unit = zip(*met, strict=True)
+    found = leaderboard(
+        [number[name] for name in first],
+        [number[name] for name in second],
+        outcome,
+        len(names),
+        unit=unit,
+        generator=_rng(),
+        num_replicates=NUM_REPLICATES,
+    )
+    order = np.argsort(-found.strengths, kind="stable")
     return {
-        "num_votes": len(one),
-        "num_ties": int((outcome == bradley_terry.TIE).sum()),
+        "num_votes": len(met),
+        "tie": found.tie,
         "rows": [
             {
-                "name": judged.sources[chosen[at]],
-                "num": int(board.num_outcomes[at].sum()),
-                "strength": float(board.strengths[at]),
-                "low": float(board.lower[at]),
-                "high": float(board.upper[at]),
-                "win_rate": float(board.win_rates[at]),
-                "wins": [
-                    float(board.win_matrix[at, than]) if board.num_outcomes[at, than] else None for than in order
-                ],
+                "model": names[place],
+                "strength": float(found.strengths[place]),
+                "low": float(found.lower[place]),
+                "high": float(found.upper[place]),
+                "win_rate": float(found.win_rates[place]),
+                "num": counts[names[place]],
+                "against": [_known(found.win_matrix[place, other]) for other in order],
+                "met": [int(found.num_outcomes[place, other]) for other in order],
             }
-            for at in order
+            for place in order
         ],
     }
 
 
-# Consensus
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
-def store_consensus(
-    project: Project, aspect: str, judgments: Columns, judged: Judged, reliability: dict[int, tuple[float, float]]
-) -> None:
-    """Write what has changed of the consensus on comparisons that several people judged."""
-    stored = Consensus.objects.filter(project=project, aspect=aspect)
-    before = {row[0]: row[1:] for row in stored.values_list("comparison", *CONSENSUS_FIELDS).iterator()}
-    decided = set(Verdict.objects.filter(project=project, aspect=aspect).values_list("comparison", flat=True))
-    changed: list[Consensus] = []
-    for pk, *values in consensus_rows(judgments, judged, reliability):
-        if before.pop(pk, None) != tuple(values):
-            row = dict(zip(CONSENSUS_FIELDS, values, strict=True))
-            changed.append(
-                Consensus(comparison_id=pk, project=project, aspect=aspect, is_decided=pk in decided, **row)
-            )
-        if len(changed) >= 500:
-            _upsert(changed)
-            changed = []
-    _upsert(changed)
-    gone = list(before)
-    for start in range(0, len(gone), 500):
-        stored.filter(comparison__in=gone[start : start + 500]).delete()
+def _giveaways(project: Project) -> list[dict[str, Any]]:
+    """How many answers name the model that wrote them, by model."""
+    named = Response.objects.filter(prompt__project=project).exclude(giveaway="")
+    counted = named.values("model").annotate(num=Count("pk"), example=Max("giveaway")).order_by("-num", "model")
+    return list(counted[:MAX_MODELS])
 
 
-def _upsert(rows: list[Consensus]) -> None:
-    Consensus.objects.bulk_create(
-        rows,
-        update_conflicts=True,
-        unique_fields=["comparison", "aspect"],
-        update_fields=CONSENSUS_FIELDS,
-    )
-
-
-def consensus_rows(
-    judgments: Columns, judged: Judged, reliability: dict[int, tuple[float, float]]
-) -> Iterator[tuple[int, list[list[int]], float, int]]:
-    """Comparison, ranking, certainty and number of judgments, a few thousand comparisons in memory."""
-    num = np.bincount(judgments.comparison, minlength=len(judged.comparisons.pk))
+def _keep_consensus(project: Project, aspect: str, ranked: _Ranked, found: Reliability | SignError | None) -> None:
+    """The consensus of every comparison that several judged; a reviewer's verdict on it stays noted."""
+    worth = np.full(ranked.num_annotators, DEFAULT_RELIABILITY)
+    if isinstance(found, Reliability):
+        worth = np.clip(found.accuracy, 0.02, 0.98)
+    num = np.bincount(ranked.comparison, minlength=len(ranked.comparison_ids))
+    decided = set(Verdict.objects.filter(project=project, aspect=aspect).values_list("comparison_id", flat=True))
+    by_comparison = np.argsort(ranked.comparison, kind="stable")
     several = np.flatnonzero(num >= 2)
-    order = np.argsort(judgments.comparison, kind="stable")
-    by_comparison = judgments.where(order)
-    width = judgments.places.shape[1]
-    at_once = max(POSTERIORS_AT_ONCE // (3 * width**2), 1)
-    usual = (USUAL_RELIABILITY, 1.0)
-    for start in range(0, len(several), at_once):
-        rows = several[start : start + at_once]
-        begin, end = np.searchsorted(by_comparison.comparison, [rows[0], rows[-1] + 1])
-        part = by_comparison.where(np.arange(begin, end))
-        part = part.where(num[part.comparison] >= 2)
-        eta = np.array([reliability.get(pk, usual)[0] for pk in part.annotator.tolist()])
-        found = consensus.consensus(
-            np.searchsorted(rows, part.comparison),
-            part.places - 1,
-            np.clip(eta, 0.05, 0.95),
-            num_comparisons=len(rows),
+    for start in range(0, len(several), COMPARISONS_AT_ONCE):
+        chunk = several[start : start + COMPARISONS_AT_ONCE]
+        ends = np.searchsorted(ranked.comparison[by_comparison], [chunk[0], chunk[-1] + 1])
+        mine = by_comparison[ends[0] : ends[1]]
+        mine = mine[num[ranked.comparison[mine]] >= 2]
+        places = np.where(np.isnan(ranked.places[mine]), UNRANKED, ranked.places[mine]).astype(np.int64)
+        of = np.searchsorted(chunk, ranked.comparison[mine])
+        agreed = consensus(of, places, worth[ranked.annotator[mine]], num_comparisons=len(chunk))
+        rows = [
+            Consensus(
+                comparison_id=pk,
+                project=project,
+                aspect=aspect,
+                ranking=_groups(ranked.responses[pk], agreed.places[number]),
+                certainty=float(agreed.certainty[number]),
+                num_judgments=int(num[chunk[number]]),
+                is_decided=pk in decided,
+            )
+            for number, pk in enumerate(ranked.comparison_ids[chunk].tolist())
+        ]
+        Consensus.objects.bulk_create(
+            rows,
+            update_conflicts=True,
+            unique_fields=["comparison", "aspect"],
+            update_fields=["ranking", "certainty", "num_judgments", "is_decided"],
         )
-        for at, row in enumerate(rows.tolist()):
-            ranking = ranking_of(found.places[at], judged.comparisons.responses[row])
-            yield int(judged.comparisons.pk[row]), ranking, round(float(found.certainty[at]), 6), int(num[row])
 
 
-def ranking_of(places: Ints, responses: Ints) -> list[list[int]]:
-    """Response ids in groups by their places, best first; those without a place are left out."""
-    groups: dict[int, list[int]] = {}
-    for place, pk in zip(places.tolist(), responses.tolist(), strict=True):
-        if place >= 0 and pk >= 0:
-            groups.setdefault(place, []).append(pk)
-    return [sorted(groups[place]) for place in sorted(groups)]
+def _groups(ids: list[int], places: Array) -> list[list[int]]:
+    by_place: dict[int, list[int]] = {}
+    for pk, place in zip(ids, places.tolist(), strict=False):
+        by_place.setdefault(place, []).append(pk)
+    return [by_place[place] for place in sorted(by_place)]
 
 
-def as_date(text: str | None) -> date | None:
-    return datetime.fromisoformat(text).date() if text else None
+def _rng() -> np.random.Generator:
+    """The same judgments give the same figures."""
+    return np.random.default_rng(0)

@@ -453,6 +453,7 @@ class Lease(models.Model):
     shown_order: Any = models.JSONField(help_text=_("Response ids from left to right, drawn for this annotator."))
     mirror = models.CharField(max_length=8, choices=Mirror, default=Mirror.OWN, blank=True)
     guidelines_version = models.PositiveIntegerField(default=0)
+    is_random = models.BooleanField(default=False, help_text=_("Asked by chance, whatever would tell most."))
     leased_at = models.DateTimeField(default=timezone.now)
     expires_at = models.DateTimeField()
 
@@ -598,6 +599,9 @@ class Judgment(models.Model):
     )
     placement = models.CharField(max_length=9, choices=Placement, default=Placement.UNKNOWN, blank=True)
     guidelines_version = models.PositiveIntegerField(null=True, blank=True)
+    is_random = models.BooleanField(
+        default=False, help_text=_("Asked by chance: such judgments can stand for all, and evaluate without bias.")
+    )
     shown_order: Any = models.JSONField(null=True, blank=True)
     mirror = models.CharField(max_length=8, choices=Mirror, default=Mirror.OWN, blank=True)
     seconds = models.FloatField(null=True, blank=True, help_text=_("On task, idle time taken out."))

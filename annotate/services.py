@@ -320,6 +320,7 @@ def _record(standing: Standing, comparison: Comparison, annotator: Annotator, su
         "shown_order": lease.shown_order,
         "mirror": lease.mirror,
         "guidelines_version": lease.guidelines_version or None,
+        "is_random": lease.is_random,
         "source": submission["source"],
     }
     judgments = [
@@ -405,7 +406,9 @@ def _revise(judgment: Judgment, said: dict[str, Any]) -> None:
 
 def _add_aspect(judgment: Judgment, aspect: str, said: dict[str, Any]) -> None:
     """An aspect that is asked now and was not when the comparison was judged."""
-    same = model_to_dict(judgment, fields=("shown_order", "mirror", "guidelines_version", "source", "is_extra"))
+    same = model_to_dict(
+        judgment, fields=("shown_order", "mirror", "guidelines_version", "is_random", "source", "is_extra")
+    )
     Judgment.objects.create(
         comparison_id=judgment.comparison_id,
         project_id=judgment.project_id,

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from annotate import gold_views, live_views, people_views, settings_views, token_views, views
+from annotate import gold_views, live_views, people_views, review_views, settings_views, token_views, views
 
 app_name = "annotate"
 urlpatterns = [
@@ -30,6 +30,8 @@ urlpatterns = [
     path("projects/<int:pk>/gold/<int:gold_pk>/remove/", gold_views.remove_gold, name="remove_gold"),
     path("projects/<int:pk>/settings/", settings_views.project_settings, name="settings"),
     path("projects/<int:pk>/export/<str:format_name>/", settings_views.export, name="export"),
+    path("projects/<int:pk>/review/", review_views.review_queue, name="review"),
+    path("comparisons/<int:pk>/verdict/", review_views.verdict, name="verdict"),
     path("account/tokens/", token_views.tokens, name="tokens"),
     path("account/tokens/<int:pk>/revoke/", token_views.revoke_token, name="revoke_token"),
 ]

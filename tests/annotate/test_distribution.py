@@ -115,6 +115,24 @@ def test_a_share_of_the_most_informative_is_asked_at_random():
     ]
 
 
+@pytest.mark.parametrize(
+    ("values", "is_random"),
+    [
+        ({"strategy": Strategy.IN_ORDER}, False),
+        ({"strategy": Strategy.RANDOM}, True),
+        ({"strategy": Strategy.INFORMATIVE, "random_share": 0}, False),
+        ({"strategy": Strategy.INFORMATIVE, "random_share": 1}, True),
+    ],
+)
+def test_a_judgment_says_whether_it_was_asked_by_chance(values, is_random):
+    project = make_project(**values)
+    comparisons_of(project, 2)
+
+    judge_all(project, make_annotator())
+
+    assert list(Judgment.objects.values_list("is_random", flat=True)) == [is_random] * 2
+
+
 @pytest.mark.parametrize("strategy", Strategy.values)
 def test_every_order_comes_back_to_what_was_left_behind(strategy):
     project, annotator = make_project(strategy=strategy, overlap=1), make_annotator()
@@ -171,6 +189,17 @@ def test_a_late_answer_is_read_in_the_order_in_which_it_was_shown():
     assert (shown.pk, shown.mirror, shown.shown_order) == (None, Mirror.MIRRORED, lease.shown_order)
     with pytest.raises(NotLeased):
         lease_shown(comparison, make_annotator(), lease.key)
+
+
+def test_a_place_taken_again_is_read_in_the_order_that_the_page_shows():
+    project = make_project(mirror_share=1, overlap=2)
+    comparison = make_comparison(project=project)
+    lease = services.lease_next(project=project, annotator=make_annotator())
+    Lease.objects.filter(pk=lease.pk).update(mirror=Mirror.MIRRORED, shown_order=lease.shown_order[::-1])
+
+    shown = lease_shown(comparison, lease.annotator, lease.key)
+
+    assert (shown.pk, shown.mirror, shown.shown_order) == (lease.pk, Mirror.STRAIGHT, lease.shown_order)
 
 
 # Comparisons with a known answer
