@@ -37,8 +37,8 @@ from annotate.models import (
 )
 from annotate.stats import bias
 from annotate.stats.agreement import agreement
-from annotate.stats.annotators import NotConvergedError, Reliability, SignError, dawid_skene
-from annotate.stats.bradley_terry import leaderboard
+from annotate.stats.annotators import SURE, NotConvergedError, SignError, dawid_skene
+from annotate.stats.bradley_terry import TIE, leaderboard
 from annotate.stats.ceiling import human_ceiling
 from annotate.stats.consensus import UNRANKED, consensus
 from annotate.stats.gold import gold_score
@@ -52,6 +52,8 @@ MIN_VOTES_OF_MODEL = 5
 MAX_MODELS = 30
 MAX_ANNOTATORS = 500
 DEFAULT_RELIABILITY = 0.75
+MIN_ANNOTATORS = 3  # below, nobody can be told apart
+MIN_VOTES_BY_CHANCE = 30  # below, nobody is said to vote by chance
 NUM_REPLICATES = 200
 NO_PAIR = -2  # in place of who won, where there are more than two responses
 
@@ -92,13 +94,13 @@ def refresh_figures(*, project: Project) -> Figures:
     votes = _read(project)
     by_aspect = {aspect: _Ranked(judgments) for aspect, judgments in sorted(votes.by_aspect.items())}
     overall = by_aspect.get(OVERALL, _Ranked([]))
-    reliability = _reliability(project, overall)
+    reliability = _reliability(project, votes)
     values = {
         **_progress(project, votes),
         "aspects": {aspect: _aspect(ranked) for aspect, ranked in by_aspect.items()},
         **_bias(overall, votes),
         "annotators": _annotators(overall, votes, reliability),
-        "reliability": _verdict_on_annotators(overall, reliability),
+        "reliability": _verdict_on_annotators(reliability),
         "leaderboard": _leaderboard(overall, votes),
         "giveaways": _giveaways(project),
     }
@@ -115,10 +117,11 @@ def names_of(ids: list[int]) -> dict[int, str]:
 
 
 def _state(project: Project) -> tuple[int, int]:
-    """What changes with every judgment, revision and verdict; read from the ends of indexes."""
+    """What changes with every judgment, revision, verdict and known answer; read from the ends of indexes."""
     judged = Judgment.objects.filter(project=project).order_by("-pk").values_list("pk", flat=True).first()
     revised = Revision.objects.order_by("-pk").values_list("pk", flat=True).first()
-    return judged or 0, (revised or 0) + Verdict.objects.filter(project=project).count()
+    said = Verdict.objects.filter(project=project).count() + Gold.objects.filter(project=project).count()
+    return judged or 0, (revised or 0) + said
 
 
 # Reading
@@ -142,14 +145,15 @@ class _Row:
 class _Votes:
     by_aspect: dict[str, list[_Row]] = field(default_factory=dict)
     gold: dict[int, list[float]] = field(default_factory=dict)  # scores by annotator
+    known: dict[int, list[list[int]]] = field(default_factory=dict)  # known answers by comparison
+    gold_rows: list[_Row] = field(default_factory=list)
     lengths: dict[int, int] = field(default_factory=dict)
     models: dict[int, str] = field(default_factory=dict)
 
 
 def _read(project: Project) -> _Votes:
     """Judgments that count, by aspect; those of comparisons with a known answer only by how right they were."""
-    votes = _Votes()
-    known = dict(Gold.objects.filter(project=project).values_list("comparison_id", "ranking"))
+    votes = _Votes(known=dict(Gold.objects.filter(project=project).values_list("comparison_id", "ranking")))
     judged = Judgment.objects.filter(project=project, repeat=0).order_by("pk")
     fields = ("comparison_id", "comparison__prompt_id", "annotator_id", "ranking", "shown_order", "mirror")
     times = ("seconds", "total_seconds", "created_at", "source", "aspect", "comparison__is_gold")
@@ -158,8 +162,9 @@ def _read(project: Project) -> _Votes:
         row.shown = row.shown or []
         if not is_gold:
             votes.by_aspect.setdefault(aspect, []).append(row)
-        elif aspect == OVERALL and row.comparison in known:
-            votes.gold.setdefault(row.annotator, []).append(gold_score(row.ranking, known[row.comparison]))
+        elif aspect == OVERALL and row.comparison in votes.known:
+            votes.gold_rows.append(row)
+            votes.gold.setdefault(row.annotator, []).append(gold_score(row.ranking, votes.known[row.comparison]))
     options = Option.objects.filter(comparison__project=project, comparison__num_taken__gt=0).order_by()
     told = options.annotate(length=Length("response__content")).values_list("response_id", "length", "response__model")
     for pk, length, model in told.iterator(chunk_size=ROWS_AT_ONCE):
@@ -303,34 +308,78 @@ def _share(found: bias.Share | None) -> dict[str, Any] | None:
     return asdict(found) if found else None
 
 
-def _reliability(project: Project, ranked: _Ranked) -> Reliability | SignError | None:
-    """What each annotator's votes are worth; the refusal to say where liars may be the majority."""
-    if ranked.num_annotators < 3:
-        return None
+@dataclass
+class _Told:
+    """What the model says of annotators, by their ids."""
+
+    accuracy: dict[int, float]
+    better_than_chance: dict[int, float]
+    liars: list[int]
+    by_chance: list[int]
+
+
+def _reliability(project: Project, votes: _Votes) -> _Told | SignError | None:
+    """What each annotator's votes are worth; the refusal to say where liars may be the majority.
+
+    Known answers take part: they settle who is right where annotators differ.
+    """
+    ranked = _Ranked(votes.by_aspect.get(OVERALL, []) + votes.gold_rows)
     pair, judgment, said = ranked.verdicts()
-    num_pairs, who = int(pair.max()) + 1, ranked.annotator[judgment]
+    num_pairs, who, num = int(pair.max(initial=-1)) + 1, ranked.annotator[judgment], ranked.num_annotators
+    known = _known_labels(ranked, votes.known, pair, judgment)
+    tells = (np.bincount(pair)[pair] >= 2) | np.isin(pair, list(known))  # of a single vote nothing can be learned
+    pair, who, said = pair[tells], who[tells], said[tells]
+    if len(np.unique(who)) < MIN_ANNOTATORS:
+        return None
     try:
-        return dawid_skene(pair, who, said, num_pairs=num_pairs, num_annotators=ranked.num_annotators, num_labels=3)
+        found = dawid_skene(pair, who, said, num_pairs=num_pairs, num_annotators=num, num_labels=3, gold=known)
     except SignError as refusal:
         return refusal
     except NotConvergedError:
         log.warning("The reliability of annotators in project %s cannot be told.", project.pk)
         return None
+    is_by_chance = np.abs(found.better_than_chance - 0.5) < SURE - 0.5
+    is_by_chance &= np.bincount(who, minlength=num) >= MIN_VOTES_BY_CHANCE
+    heard = np.unique(who)
+    ids = ranked.annotator_ids[heard].tolist()
+    return _Told(
+        accuracy=dict(zip(ids, found.accuracy[heard].tolist(), strict=True)),
+        better_than_chance=dict(zip(ids, found.better_than_chance[heard].tolist(), strict=True)),
+        liars=ranked.annotator_ids[found.liars].tolist(),
+        by_chance=ranked.annotator_ids[is_by_chance].tolist(),
+    )
 
 
-def _verdict_on_annotators(ranked: _Ranked, found: Reliability | SignError | None) -> dict[str, Any]:
+def _known_labels(ranked: _Ranked, known: dict[int, list[list[int]]], pair: Array, judgment: Array) -> dict[int, int]:
+    """The right verdict on each pair of comparisons with a known answer, by the pair's number."""
+    first, second = np.triu_indices(ranked.places.shape[1], 1)
+    columns = np.nonzero(~np.isnan(ranked.places[:, second] - ranked.places[:, first]))[1]
+    labels: dict[int, int] = {}
+    for number in np.flatnonzero(np.isin(ranked.comparison_ids, list(known))[ranked.comparison[judgment]]):
+        comparison = int(ranked.comparison_ids[ranked.comparison[judgment[number]]])
+        place_of = {pk: place for place, group in enumerate(known[comparison]) for pk in group}
+        ids = ranked.responses[comparison]
+        one, other = (place_of.get(ids[ends[columns[number]]]) for ends in (first, second))
+        if one is not None and other is not None:
+            labels[int(pair[number])] = TIE if one == other else int(one > other)
+    return labels
+
+
+def _verdict_on_annotators(found: _Told | SignError | None) -> dict[str, Any]:
     if isinstance(found, SignError):
-        return {"is_refused": True, "num_good": found.num_good, "num_liars": found.num_liars, "liars": []}
-    liars = ranked.annotator_ids[found.liars].tolist() if found else []
-    return {"is_refused": False, "liars": liars}
+        return {"is_refused": True, "num_good": found.num_good, "num_liars": found.num_liars}
+    if found is None:
+        return {"is_refused": False, "is_told": False}
+    return {"is_refused": False, "is_told": True, "liars": found.liars, "by_chance": found.by_chance}
 
 
-def _annotators(ranked: _Ranked, votes: _Votes, found: Reliability | SignError | None) -> list[dict[str, Any]]:
+def _annotators(ranked: _Ranked, votes: _Votes, found: _Told | SignError | None) -> list[dict[str, Any]]:
     """A row for each annotator, the busiest first."""
     if not ranked.rows:
         return []
     with_others, suspicions = _agreement_with_others(ranked), _suspicions(ranked, votes)
-    told = found if isinstance(found, Reliability) else None
+    won_at = ranked.won_at
+    told = found if isinstance(found, _Told) else None
     by_annotator = np.argsort(ranked.annotator, kind="stable")
     mine_of = np.split(by_annotator, np.searchsorted(ranked.annotator[by_annotator], range(1, ranked.num_annotators)))
     rows = []
@@ -342,11 +391,11 @@ def _annotators(ranked: _Ranked, votes: _Votes, found: Reliability | SignError |
                 "id": pk,
                 "num_judgments": len(mine),
                 "seconds": float(np.median(times)) if times else None,
-                "left": _share(bias.position_bias(ranked.won_at[mine])),
+                "left": _share(bias.position_bias(won_at[mine][won_at[mine] != NO_PAIR])),
                 "gold": _share(bias.share(sum(score == 1 for score in scores), len(scores))),
                 "with_others": with_others[number],
-                "accuracy": float(told.accuracy[number]) if told else None,
-                "better_than_chance": float(told.better_than_chance[number]) if told else None,
+                "accuracy": told.accuracy.get(pk) if told else None,
+                "better_than_chance": told.better_than_chance.get(pk) if told else None,
                 "suspicions": suspicions.get(number, []),
             }
         )
@@ -389,13 +438,13 @@ def _leaderboard(ranked: _Ranked, votes: _Votes) -> dict[str, Any] | None:
         for at, one in enumerate(ids):
             for other in ids[at + 1 :]:
                 if votes.models[one] != votes.models[other]:
-                    won = 2 if place_of[one] == place_of[other] else int(place_of[one] > place_of[other])
+                    won = TIE if place_of[one] == place_of[other] else int(place_of[one] > place_of[other])
                     met.append((votes.models[one], votes.models[other], won, row.prompt))
     counts = Counter(name for one, other, *_rest in met for name in (one, other))
     names = sorted(name for name, num in counts.most_common(MAX_MODELS) if num >= MIN_VOTES_OF_MODEL)
     number = {name: at for at, name in enumerate(names)}
     met = [each for each in met if each[0] in number and each[1] in number]
-    if len(names) < 2 or not met:
+    if all(won == TIE for *_who, won, _unit in met):
         return None
     first, second, outcome, unit = zip(*met, strict=True)
     found = leaderboard(
@@ -438,11 +487,13 @@ def _giveaways(project: Project) -> list[dict[str, Any]]:
     return list(counted[:MAX_MODELS])
 
 
-def _keep_consensus(project: Project, aspect: str, ranked: _Ranked, found: Reliability | SignError | None) -> None:
+def _keep_consensus(project: Project, aspect: str, ranked: _Ranked, found: _Told | SignError | None) -> None:
     """The consensus of every comparison that several judged; a reviewer's verdict on it stays noted."""
     worth = np.full(ranked.num_annotators, DEFAULT_RELIABILITY)
-    if isinstance(found, Reliability):
-        worth = np.clip(found.accuracy, 0.02, 0.98)
+    if isinstance(found, _Told):
+        worth = np.clip(
+            [found.accuracy.get(pk, DEFAULT_RELIABILITY) for pk in ranked.annotator_ids.tolist()], 0.02, 0.98
+        )
     num = np.bincount(ranked.comparison, minlength=len(ranked.comparison_ids))
     decided = set(Verdict.objects.filter(project=project, aspect=aspect).values_list("comparison_id", flat=True))
     by_comparison = np.argsort(ranked.comparison, kind="stable")
@@ -478,7 +529,8 @@ def _keep_consensus(project: Project, aspect: str, ranked: _Ranked, found: Relia
 def _groups(ids: list[int], places: Array) -> list[list[int]]:
     by_place: dict[int, list[int]] = {}
     for pk, place in zip(ids, places.tolist(), strict=False):
-        by_place.setdefault(place, []).append(pk)
+        if place != UNRANKED:
+            by_place.setdefault(place, []).append(pk)
     return [by_place[place] for place in sorted(by_place)]
 
 

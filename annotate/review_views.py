@@ -76,6 +76,9 @@ def show(
     page = review.review_page(project=project, reviewer=reviewer, aspect=aspect, place=place)
     context = {
         "project": project,
+        "for_reviewer": not Project.objects.led_by(request.user, Membership.Role.MANAGER)
+        .filter(pk=project.pk)
+        .exists(),
         "aspect": aspect,
         "aspects": [OVERALL, *project.aspects.values_list("name", flat=True)],
         "page": page,

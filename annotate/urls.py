@@ -1,6 +1,6 @@
 from django.urls import path
 
-from annotate import gold_views, live_views, people_views, review_views, settings_views, token_views, views
+from annotate import gold_views, lead_views, live_views, people_views, review_views, settings_views, token_views, views
 
 app_name = "annotate"
 urlpatterns = [
@@ -32,6 +32,13 @@ urlpatterns = [
     path("projects/<int:pk>/export/<str:format_name>/", settings_views.export, name="export"),
     path("projects/<int:pk>/review/", review_views.review_queue, name="review"),
     path("comparisons/<int:pk>/verdict/", review_views.verdict, name="verdict"),
+    path("projects/<int:pk>/lead/", lead_views.overview, name="lead"),
+    path("projects/<int:pk>/lead/agreement/", lead_views.agreement, name="lead_agreement"),
+    path("projects/<int:pk>/lead/annotators/", lead_views.annotators, name="lead_annotators"),
+    path("projects/<int:pk>/lead/models/", lead_views.models, name="lead_models"),
+    path("projects/<int:pk>/lead/flags/", lead_views.flags, name="lead_flags"),
+    path("projects/<int:pk>/lead/flags/<int:flag_pk>/resolve/", lead_views.resolve_flag, name="resolve_flag"),
+    path("projects/<int:pk>/lead/fresh/", lead_views.fresh, name="lead_fresh"),
     path("account/tokens/", token_views.tokens, name="tokens"),
     path("account/tokens/<int:pk>/revoke/", token_views.revoke_token, name="revoke_token"),
 ]
