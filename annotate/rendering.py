@@ -1,14 +1,17 @@
 """Hostile text to safe HTML. The only `mark_safe` of the project stands here.
 
 Prompts and responses are stored verbatim and come from anywhere. Two walls, each enough by itself: the Markdown
-parser runs with raw HTML off, so tags in the text come out as text; then nh3 keeps a short list of tags and two
-harmless attributes. So content can carry no id, name, class, style, form control or htmx attribute, and its
-headings rank below the page's own. Text is shown where Markdown would swallow it: link definitions stay text, a
-code fence shows its language, a picture its alternative text (it is never loaded).
+parser runs with raw HTML off, so tags in the text come out as text; then nh3 keeps a short list of tags, links, and
+attributes with the few values that code and mathematics need. So content can carry no id, name, style, form control or
+htmx attribute and no class of the page's own, and its headings rank below the page's. Text is shown where Markdown
+would swallow it: link definitions stay text, a code fence shows its language, a picture its alternative text (it is
+never loaded).
 """
 
 import re
+from collections import OrderedDict
 from collections.abc import Sequence
+from threading import Lock
 
 import nh3
 from django.utils.safestring import SafeString, mark_safe
@@ -18,13 +21,20 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 
+from annotate import highlighting, mathematics
+
 MAX_MARKDOWN_CHARS = 100_000  # longer texts are shown as they are: parsing them would take seconds
 MAX_NESTING = 30  # the parser drops what is nested deeper, so such texts are shown as they are too
+MAX_REMEMBERED = 16_000_000  # characters of texts and their HTML, in each process
 
-TAGS = frozenset(
+LONG_CHARS = 1_500
+LONG_LINES = 25
+
+TAGS = mathematics.TAGS | frozenset(
     {"p", "br", "hr", "strong", "em", "s", "code", "pre", "blockquote", "a", "ol", "ul", "li", "h4", "h5", "h6"}
-    | {"table", "thead", "tbody", "tr", "th", "td", "figure", "figcaption"}
+    | {"table", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "span"}
 )
+CLASSES = {**mathematics.CLASSES, "span": set(highlighting.CLASSES), "p": {"mathematics"}}
 URL_SCHEMES = frozenset({"http", "https", "mailto"})
 
 # zero-width, direction-overriding and tag characters; joiners and plain direction marks belong to ordinary scripts
@@ -33,8 +43,17 @@ INVISIBLE = re.compile("[\u200b\u2060-\u2064\u202a-\u202e\u2066-\u2069\ufeff\U00
 
 def render_markdown(text: str) -> SafeString:
     """The text's Markdown as HTML that can neither act nor pretend to be part of the page."""
-    text = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates cannot be sent
-    return mark_safe(_sanitiser.clean(_to_html(text)))  # noqa: S308 -- what nh3 let through
+    html = _remembered.get(text)
+    if html is None:
+        sendable = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates cannot be sent
+        html = _sanitiser.clean(_to_html(sendable))
+        _remembered.put(text, html)
+    return mark_safe(html)  # noqa: S308 -- what nh3 let through
+
+
+def is_long(text: str) -> bool:
+    """Whether an answer is worth cutting. All of a comparison are cut at one height, or none: a cut is no verdict."""
+    return len(text) > LONG_CHARS or text.count("\n") > LONG_LINES
 
 
 def has_invisible_characters(text: str) -> bool:
@@ -64,10 +83,25 @@ def _image(renderer: RendererHTML, tokens: Sequence[Token], index: int, options:
 
 
 def _fence(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
+    """Code under the name of its language, in colours if there are not too many characters of it in the text."""
     token = tokens[index]
-    code = f"<pre><code>{escapeHtml(token.content)}</code></pre>\n"
     info = token.info.strip()
-    return f"<figure><figcaption>{escapeHtml(info)}</figcaption>{code}</figure>\n" if info else code
+    env["num_code"] = env.get("num_code", 0) + len(token.content)
+    is_coloured = info and env["num_code"] <= highlighting.MAX_ALL_CODE
+    code = highlighting.highlight(token.content, info.split()[0]) if is_coloured else escapeHtml(token.content)
+    pre = f"<pre><code>{code}</code></pre>\n"
+    return f"<figure><figcaption>{escapeHtml(info)}</figcaption>{pre}</figure>\n" if info else pre
+
+
+def _mathematics(
+    renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType
+) -> str:
+    """A formula; its source with the delimiters if it cannot be shown."""
+    token = tokens[index]
+    mathml = mathematics.to_mathml(token.content, is_block=token.markup in ("$$", "\\["))
+    source = f"{token.markup}{token.content}{mathematics.CLOSING[token.markup]}"
+    html = mathml or f"<code>{escapeHtml(source)}</code>"
+    return f'<p class="mathematics">{html}</p>\n' if token.block else html
 
 
 def _make_parser() -> MarkdownIt:
@@ -77,13 +111,48 @@ def _make_parser() -> MarkdownIt:
     parser.add_render_rule("heading_close", _heading)
     parser.add_render_rule("image", _image)
     parser.add_render_rule("fence", _fence)
+    mathematics.teach(parser)
+    parser.add_render_rule("mathematics", _mathematics)
+    parser.add_render_rule("mathematics_block", _mathematics)
     return parser
 
 
+class _Remembered:
+    """The HTML of the texts that were asked for last: guidelines, and what several annotators see in turn."""
+
+    def __init__(self, max_chars: int) -> None:
+        self.max_chars = max_chars
+        self.num_chars = 0
+        self.html_of: OrderedDict[str, str] = OrderedDict()
+        self.lock = Lock()
+
+    def get(self, text: str) -> str | None:
+        with self.lock:
+            if text in self.html_of:
+                self.html_of.move_to_end(text)
+            return self.html_of.get(text)
+
+    def put(self, text: str, html: str) -> None:
+        size = len(text) + len(html)
+        with self.lock:
+            if text in self.html_of or size > self.max_chars // 10:  # one text must not push all others out
+                return
+            self.html_of[text] = html
+            self.num_chars += size
+            while self.num_chars > self.max_chars:
+                self.num_chars -= sum(map(len, self.html_of.popitem(last=False)))
+
+
+_remembered = _Remembered(MAX_REMEMBERED)
 _parser = _make_parser()
 _sanitiser = nh3.Cleaner(
     tags=set(TAGS),
     attributes={"*": set(), "a": {"href"}, "ol": {"start"}},  # an empty "*": nh3 would let title and lang pass
+    tag_attribute_values={
+        tag: {name: set(values) for name, values in attributes.items()}
+        for tag, attributes in mathematics.ATTRIBUTES.items()
+    },
+    allowed_classes=CLASSES,
     url_schemes=set(URL_SCHEMES),
     url_relative="deny",
     link_rel="noopener noreferrer nofollow",

@@ -7,13 +7,25 @@ from django.utils.safestring import SafeString
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from annotate import rendering
-from annotate.rendering import MAX_MARKDOWN_CHARS, TAGS, has_invisible_characters, render_markdown
+from annotate import mathematics, rendering
+from annotate.rendering import (
+    CLASSES,
+    LONG_CHARS,
+    MAX_MARKDOWN_CHARS,
+    TAGS,
+    has_invisible_characters,
+    is_long,
+    render_markdown,
+)
 from config.home import BASE_DIR
 from tests.annotate import hostile
 
 LINK = {"target": "_blank", "rel": "noopener noreferrer nofollow"}
-ALL_HOSTILE = [*hostile.HTML, *hostile.MARKDOWN]
+CODE = [f"```{language}\n{code}\n```" for language, code in hostile.CODE]
+FORMULAS = [
+    frame % tex for frame in ("$%s$", "$$%s$$", "\\(%s\\)", "\\[%s\\]", "\\[\n%s\n\\]") for tex in hostile.MATHEMATICS
+]
+ALL_HOSTILE = [*hostile.HTML, *hostile.MARKDOWN, *CODE, *FORMULAS]
 
 
 class Seen(HTMLParser):
@@ -45,13 +57,16 @@ def is_harmless(tag: str, attributes: dict[str, str | None]) -> bool:
         return attributes == LINK and href.startswith(("http:", "https:", "mailto:"))
     if tag == "ol":
         return attributes.pop("start", "1").isdecimal() and not attributes
-    return tag in TAGS and not attributes
+    if attributes.pop("class", None) not in {None, *CLASSES.get(tag, ())}:
+        return False
+    listed = mathematics.ATTRIBUTES.get(tag, {})
+    return tag in TAGS and all(value in listed.get(name, ()) for name, value in attributes.items())
 
 
 def test_render_markdown_shows_what_answers_are_made_of():
     text = (
         "# Soup\n\nHeat **slowly**, *then* ~~boil~~ simmer.\nStir.\n\n- water\n- salt\n\n3. Serve\n\n"
-        "> hot\n\n`salt()`\n\n```python\nsalt(1 < 2)\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n---\n\n<https://a.example>"
+        "> hot\n\nAt $x^2$:\n\\[ y=1 \\]\n\n`salt()`\n\n```python\nsalt(1 < 2)\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n---\n\n<https://a.example>"
     )
 
     html = render_markdown(text)
@@ -61,8 +76,11 @@ def test_render_markdown_shows_what_answers_are_made_of():
         "<ul>\n<li>water</li>\n<li>salt</li>\n</ul>\n"
         '<ol start="3">\n<li>Serve</li>\n</ol>\n'
         "<blockquote>\n<p>hot</p>\n</blockquote>\n"
+        "<p>At <math><mrow><msup><mi>x</mi><mn>2</mn></msup></mrow></math>:</p>\n"
+        '<p class="mathematics"><math display="block"><mrow><mi>y</mi><mo>=</mo><mn>1</mn></mrow></math></p>\n'
         "<p><code>salt()</code></p>\n"
-        "<figure><figcaption>python</figcaption><pre><code>salt(1 &lt; 2)\n</code></pre>\n</figure>\n"
+        "<figure><figcaption>python</figcaption><pre><code>"
+        'salt(<span class="m">1 </span>&lt; <span class="m">2</span>)\n</code></pre>\n</figure>\n'
         "<table>\n<thead>\n<tr>\n<th>a</th>\n<th>b</th>\n</tr>\n</thead>\n"
         "<tbody>\n<tr>\n<td>1</td>\n<td>2</td>\n</tr>\n</tbody>\n</table>\n"
         "<hr>\n"
@@ -92,7 +110,7 @@ def test_render_markdown_disarms(text, html):
     "frame", ["{}", "# {}", "- {}", "> {}", "| a |\n|---|\n| {} |", "[{}](https://a.example)", "**{}**"]
 )
 def test_render_markdown_is_harmless_wherever_the_text_stands(frame):
-    seen = [tag for text in ALL_HOSTILE for tag in Seen(render_markdown(frame.format(text))).tags]
+    seen = [tag for text in ALL_HOSTILE for tag in Seen(render_markdown(frame.replace("{}", text))).tags]
 
     assert [tag for tag in seen if not is_harmless(*tag)] == []
 
@@ -127,6 +145,53 @@ def test_render_markdown_shows_long_and_deep_texts_as_they_are():
 
     assert render_markdown(long) == f"<pre>{long}</pre>"
     assert render_markdown(deep) == f"<pre>{'&gt; ' * 40}x &amp; y</pre>"
+
+
+@pytest.mark.parametrize(
+    ("html", "left"),
+    [
+        ('<span class="k button">x</span>', '<span class="k">x</span>'),
+        ('<p class="mathematics panel">x</p>', '<p class="mathematics">x</p>'),
+        ('<pre class="k">x</pre>', "<pre>x</pre>"),
+        ('<math display="block" href="javascript:x"><mi>x</mi></math>', '<math display="block"><mi>x</mi></math>'),
+        ('<math><mi mathvariant="bold" style="x" id="comparison">x</mi></math>', "<math><mi>x</mi></math>"),
+        ('<math><mspace width="1000em"></mspace></math>', "<math><mspace></mspace></math>"),
+        ("<math><semantics><mi>x</mi></semantics></math>", "<math><mi>x</mi></math>"),
+        ('<math><annotation-xml encoding="text/html"><p>x</p></annotation-xml></math>', "<math></math>"),
+        ('<math><maction actiontype="statusline"><mi>x</mi></maction></math>', "<math><mi>x</mi></math>"),
+    ],
+)
+def test_the_second_wall_holds_by_itself(html, left):
+    """What the sanitiser does to HTML that our own rules would never write."""
+    assert rendering._sanitiser.clean(html) == left
+
+
+def test_render_markdown_shows_every_word_of_a_formula_or_its_source():
+    unseen = [text for text in FORMULAS if "unseen" in text and Seen(render_markdown(text)).text.count("unseen") == 0]
+
+    assert unseen == []
+
+
+def test_rendered_texts_are_remembered_within_bounds():
+    remembered = rendering._Remembered(max_chars=100)
+
+    for number in range(30):
+        remembered.put(f"{number:05}", "html!")
+    remembered.put("too long", "x" * 100)
+
+    assert list(remembered.html_of) == [f"{number:05}" for number in range(20, 30)]
+    assert remembered.num_chars == 100
+    assert (remembered.get("00029"), remembered.get("00019")) == ("html!", None)
+
+
+def test_render_markdown_gives_the_same_again():
+    assert render_markdown("*once*") == render_markdown("*once*") == "<p><em>once</em></p>\n"
+
+
+def test_is_long():
+    assert is_long("x" * (LONG_CHARS + 1))
+    assert is_long("- x\n" * 30)
+    assert not is_long("x" * LONG_CHARS)
 
 
 @pytest.mark.parametrize("text", ["a\u200bb", "\u202egnp.exe", "\ufefftext", "x\U000e0041"])
