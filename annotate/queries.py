@@ -112,11 +112,12 @@ def judgment_on_gold(project: Project, user: User, pk: int) -> Judgment | None:
 
 
 def held_lease(user: User, comparison_id: int) -> Lease | None:
-    """The lease under which this user judges a comparison, with all that its page needs."""
-    held = Lease.objects.filter(
-        comparison=comparison_id, annotator__user=user, project__in=Project.objects.for_user(user)
-    )
-    return held.select_related("annotator", "comparison__project", "comparison__prompt").first()
+    """The lease under which this user judges a comparison, with all that its page needs; none for who left."""
+    mine = Lease.objects.filter(comparison=comparison_id, annotator__user=user)
+    held = mine.select_related("annotator", "comparison__project", "comparison__prompt").first()
+    if held is None or held.comparison.project.is_open:
+        return held
+    return held if Project.objects.for_user(user).filter(pk=held.project_id).exists() else None
 
 
 @dataclass(frozen=True)

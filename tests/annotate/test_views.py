@@ -223,7 +223,8 @@ def test_model_names_and_ids_of_responses_never_reach_the_page(client, annotator
 
     assert (sorted(lease.shown_order)[0], html.count("Take ")) == (7_000_001, 2 * k)  # rendered, and as it was written
     assert re.findall(r"(?i)zephyr|700000\d", html) == []
-    assert re.findall(r"(?i)[^ >]* [^ ]*model[^ ]*", html) == ["A model", "A model"]  # a reason to flag, in both forms
+    forms = 1 if headers else 2  # the dialog, and what stands for it without script
+    assert re.findall(r"(?i)[^ >]* [^ ]*model[^ ]*", html) == ["A model"] * forms  # a reason to flag
 
 
 def test_hostile_text_is_shown_as_text(client, annotator):
