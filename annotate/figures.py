@@ -41,13 +41,14 @@ from annotate.stats.annotators import SURE, NotConvergedError, SignError, dawid_
 from annotate.stats.bradley_terry import TIE, leaderboard
 from annotate.stats.ceiling import human_ceiling
 from annotate.stats.consensus import UNRANKED, consensus
+from annotate.stats.forecast import forecast
 from annotate.stats.gold import gold_score
 
 SMALL = 2000  # judgments that are counted within a request
 ROWS_AT_ONCE = 2000
 COMPARISONS_AT_ONCE = 5000
 NUM_DAYS = 60
-RECENT_DAYS = 7
+RECENT_DAYS = 14  # that foretell the next ones
 MIN_VOTES_OF_MODEL = 5
 MAX_MODELS = 30
 MAX_ANNOTATORS = 500
@@ -227,26 +228,18 @@ def _progress(project: Project, votes: _Votes) -> dict[str, Any]:
     days = Counter(timezone.localtime(row.created_at).date() for row in ours)
     today = timezone.localdate()
     shown = [today - timedelta(days=back) for back in range(NUM_DAYS - 1, -1, -1)]
+    since = max(min(days, default=today), today - timedelta(days=RECENT_DAYS))
+    whole_days = [days[day] for day in shown if since <= day < today]  # today is not over
+    expected = forecast(whole_days, wanted - len(rows))
     return {
         "num_judgments": len(rows),
         "num_judged": len({row.comparison for row in rows}),
         "num_wanted": wanted,
         "days": [[day.isoformat(), days[day]] for day in shown],
-        "forecast": _forecast(wanted - len(rows), [days[day] for day in shown[-RECENT_DAYS:]]),
+        "forecast": asdict(expected) if expected else None,
         "seconds": _quartiles([row.seconds for row in ours if row.seconds is not None]),
         "total_seconds": _quartiles([row.total_seconds for row in ours if row.total_seconds is not None]),
     }
-
-
-def _forecast(num_left: int, recent: list[int]) -> dict[str, Any] | None:
-    """Days until all that is wanted is judged, at the rate of the last days; a range by the scatter of these days."""
-    rate = float(np.mean(recent))
-    if num_left <= 0 or not rate:
-        return None
-    error = float(np.std(recent, ddof=1)) / len(recent) ** 0.5
-    slow, fast = max(rate - 1.96 * error, 0.0), rate + 1.96 * error
-    latest = num_left / slow if slow else None
-    return {"rate": rate, "days": num_left / rate, "earliest": num_left / fast, "latest": latest}
 
 
 def _quartiles(values: list[float]) -> dict[str, float] | None:

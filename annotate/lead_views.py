@@ -24,6 +24,7 @@ LEADS = (Membership.Role.REVIEWER, Membership.Role.MANAGER)
 ROWS_ON_PAGE = 50
 MAX_COUNTED = 1000
 NUM_SHADES = 9
+MIN_DAYS = 7
 
 
 @require_GET
@@ -44,7 +45,8 @@ def overview(request: HttpRequest, pk: int) -> HttpResponse:
 def _overview(kept: Figures) -> dict[str, Any]:
     values = kept.values
     overall = values["aspects"].get(OVERALL)
-    days = [(date_format(date.fromisoformat(day), "SHORT_DATE_FORMAT"), num) for day, num in values["days"]]
+    shown = _since_work_began(values["days"])
+    days = [(date_format(date.fromisoformat(day), "MONTH_DAY_FORMAT"), num) for day, num in shown]
     return {
         "forecast": lead_words.forecast(values, timezone.localdate(kept.computed_at)),
         "time": lead_words.time_per_judgment(values["seconds"]),
@@ -57,6 +59,12 @@ def _overview(kept: Figures) -> dict[str, Any]:
         "days": [(day, num) for day, num in reversed(days) if num],
         "chart": _chart("bar", _("Judgments"), [day for day, _num in days], [{"value": num} for _day, num in days]),
     }
+
+
+def _since_work_began(days: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Without the days before the first judgment, but at least a week."""
+    first = next((place for place, (_day, num) in enumerate(days) if num), len(days))
+    return days[min(first, len(days) - MIN_DAYS) :]
 
 
 @require_GET

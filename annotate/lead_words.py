@@ -60,7 +60,11 @@ class MeasureRow:
 
 
 def percent(share: float | None, digits: int = 0) -> str:
-    return DASH if share is None else f"{number_format(100 * share, digits)} %"
+    return DASH if share is None else f"{_number(100 * share, digits)} %"
+
+
+def _number(value: float, digits: int = 0) -> str:
+    return str(number_format(round(value, digits), digits))  # number_format alone cuts digits off
 
 
 def forecast(values: dict[str, Any], counted_on: date) -> str:
@@ -72,10 +76,10 @@ def forecast(values: dict[str, Any], counted_on: date) -> str:
         return _("All that is wanted is judged.")
     around = _days_ahead(found and found["days"], counted_on)
     if not around:
-        return _("There is no forecast: too little was judged in the last week.")
-    told = {"rate": number_format(found["rate"], 1), "date": around}
+        return _("There is no forecast yet: it takes three whole days with judgments.")
+    told = {"rate": _number(found["rate"], 1), "date": around}
     told |= {name: _days_ahead(found[name], counted_on) for name in ("earliest", "latest")}
-    text = _("At %(rate)s judgments a day, as in the last week, all is judged around %(date)s;") % told
+    text = _("At %(rate)s judgments a day, as in the last days, all is judged around %(date)s;") % told
     if not told["latest"]:
         rest = _("not before %(earliest)s, and the days differ too much to say by when.") % told
     else:
@@ -94,7 +98,7 @@ def time_per_judgment(found: dict[str, float] | None) -> str:
     """From the quartiles of the active time."""
     if not found:
         return _("How long judgments take is not known yet.")
-    told = {name: number_format(found[name], 0 if found[name] >= 10 else 1) for name in ("low", "median", "high")}
+    told = {name: _number(found[name], 0 if found[name] >= 10 else 1) for name in ("low", "median", "high")}
     return (
         _(
             "A judgment takes %(median)s seconds (median, idle time taken out); "
@@ -137,7 +141,7 @@ def ceiling(found: dict[str, Any] | None) -> str:
     """The interval in which the best possible accuracy lies."""
     if not found:
         return _("The human ceiling is not known yet: it takes ten comparisons that two people decided.")
-    told = {"low": percent(found["low"]), "high": percent(found["high"]), "num": number_format(found["num_items"])}
+    told = {"low": percent(found["low"]), "high": percent(found["high"]), "num": _number(found["num_items"])}
     text = _(
         "The human ceiling: since people differ, the best possible model agrees with a further person "
         "between %(low)s and %(high)s of the time (from %(num)s comparisons)."

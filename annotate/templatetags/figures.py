@@ -16,9 +16,6 @@ def percent(share: float | None) -> str:
 
 
 @register.filter
-def percent_interval(found: dict[str, Any] | None) -> str:
-    """A share with its interval; a dash where there is none."""
-    if not found:
-        return lead_words.DASH
-    low, high = lead_words.percent(found["low"]), lead_words.percent(found["high"])
-    return f"{lead_words.percent(found['value'])} ({low} {lead_words.DASH} {high})"
+def percent_range(found: dict[str, Any]) -> str:
+    """The interval of a share."""
+    return f"{lead_words.percent(found['low'])} {lead_words.DASH} {lead_words.percent(found['high'])}"

@@ -41,12 +41,13 @@ function columns({ label, labels, points }) {
 /** Lying bars with their intervals, one row for each label. */
 function intervals({ label, labels, points }) {
   const data = points.map(({ value, low, high }) => ({ x: value, xMin: low, xMax: high }));
-  const line = { errorBarColor: colour("--text"), errorBarWhiskerColor: colour("--text") };
+  const line = { errorBarColor: colour("--text"), errorBarWhiskerColor: colour("--text"), errorBarLineWidth: 1.5 };
+  const bar = { backgroundColor: colour("--accent-soft"), borderColor: colour("--accent"), borderWidth: 1 };
   const value = { ...axis(false), ticks: { color: colour("--muted") } };
   const names = { ...axis(true), ticks: { color: colour("--muted"), autoSkip: false } };
   return {
     type: "barWithErrorBars",
-    data: { labels, datasets: [{ label, data, backgroundColor: colour("--accent"), maxBarThickness: 14, ...line }] },
+    data: { labels, datasets: [{ label, data, maxBarThickness: 14, ...bar, ...line }] },
     options: { ...base(), indexAxis: "y", scales: { x: value, y: names } },
   };
 }

@@ -123,10 +123,10 @@ def test_overview_says_what_there_is(client, project):
         assert sentence in text
 
 
-def test_overview_draws_the_last_days(client, project):
+def test_overview_draws_the_days_since_work_began(client, project):
     judged(project, num=2, right=(1,))
     chart = drawn(client.get(url("lead", project.pk)), "chart-days")
-    assert (chart["kind"], len(chart["labels"]), sum(point["value"] for point in chart["points"])) == ("bar", 60, 2)
+    assert (chart["kind"], len(chart["labels"]), sum(point["value"] for point in chart["points"])) == ("bar", 7, 2)
 
 
 @pytest.mark.parametrize("page", PAGES)
