@@ -450,6 +450,7 @@ class Lease(models.Model):
     comparison = models.ForeignKey(Comparison, on_delete=models.CASCADE, related_name="leases")
     project = models.ForeignKey(Project, on_delete=models.CASCADE)
     annotator = models.ForeignKey(Annotator, on_delete=models.CASCADE)
+    fresh_standing: "Standing | None" = None  # of a lease just made: what its page would else have to read
     shown_order: Any = models.JSONField(help_text=_("Response ids from left to right, drawn for this annotator."))
     mirror = models.CharField(max_length=8, choices=Mirror, default=Mirror.OWN, blank=True)
     guidelines_version = models.PositiveIntegerField(default=0)

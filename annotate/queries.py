@@ -157,7 +157,11 @@ class ComparisonPage:
 
 
 def comparison_page(lease: Lease, project: Project) -> ComparisonPage:
-    standing, draft = _standing_and_draft(lease.comparison, project, lease.annotator)
+    if lease.fresh_standing:
+        standing, draft = lease.fresh_standing, {}
+        standing.project = project
+    else:
+        standing, draft = _standing_and_draft(lease.comparison, project, lease.annotator)
     return ComparisonPage(
         project=project,
         comparison=lease.comparison,

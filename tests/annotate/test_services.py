@@ -182,19 +182,35 @@ def test_lease_next_asks_few_queries_whatever_the_number_of_comparisons():
 
 
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="reads SQLite's query plan")
-def test_lease_next_searches_open_comparisons_by_their_index():
-    project, annotator = make_project(), make_annotator()
+@pytest.mark.parametrize(
+    ("values", "first", "further"),
+    [
+        ({}, "comparison_open (project_id=?)", "comparison_open (project_id=? AND id>?)"),
+        (
+            {"strategy": "random"},
+            "comparison_open_random (project_id=?)",
+            "comparison_open_random (project_id=? AND shuffle>?)",
+        ),
+        ({"strategy": "informative", "random_share": 0}, *["comparison_open_priority (project_id=?)"] * 2),
+        ({"strategy": "informative", "random_share": 1}, *["comparison_open_random (project_id=?)"] * 2),
+    ],
+)
+def test_lease_next_searches_open_comparisons_by_the_index_of_their_order(values, first, further):
+    project, annotator = make_project(**values), make_annotator()
     prompt = make_prompt(project=project)
     rows = [(project.pk, prompt.pk, f"{n:064}", 2, int(n < 400)) for n in range(500)]
     insert(Comparison, ("project", "prompt", "digest", "num_responses", "num_taken"), rows)
-    with CaptureQueriesContext(connection) as queries:
-        services.lease_next(project=project, annotator=annotator)
-    (search,) = [sql for sql in statements(queries) if sql.startswith("SELECT") and '"num_taken" <' in sql]
-    with connection.cursor() as cursor:
-        cursor.execute(f"EXPLAIN QUERY PLAN {search}")
-        plan = [detail for *_, detail in cursor.fetchall()]
-    assert plan[0] == "SEARCH annotate_comparison USING INDEX comparison_open (project_id=? AND id>?)"
-    assert not [step for step in plan if step.startswith("SCAN")]
+    for index in (first, further):
+        with CaptureQueriesContext(connection) as queries:
+            lease = services.lease_next(project=project, annotator=annotator)
+        (search,) = [sql for sql in statements(queries) if "comparison.num_taken <" in sql]
+        with connection.cursor() as cursor:
+            cursor.execute(f"EXPLAIN QUERY PLAN {search}")
+            plan = [detail for *_, detail in cursor.fetchall()]
+        assert plan[0] == f"SEARCH comparison USING INDEX {index}"
+        assert not [step for step in plan if step.startswith(("SCAN", "USE TEMP B-TREE"))]
+        Lease.objects.all().delete()
+        Standing.objects.update(last_comparison=lease.comparison_id)
 
 
 # Judgments
