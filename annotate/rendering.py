@@ -27,6 +27,7 @@ MAX_MARKDOWN_CHARS = 100_000  # longer texts are shown as they are: parsing them
 MAX_NESTING = 30  # the parser drops what is nested deeper, so such texts are shown as they are too
 MAX_REMEMBERED = 16_000_000  # characters of texts and their HTML, in each process
 
+WIDE_FORMULA = 60  # characters of TeX; it may have to be scrolled, so the keyboard must reach it, as it must tables
 LONG_CHARS = 1_500
 LONG_LINES = 25
 
@@ -34,6 +35,8 @@ TAGS = mathematics.TAGS | frozenset(
     {"p", "br", "hr", "strong", "em", "s", "code", "pre", "blockquote", "a", "ol", "ul", "li", "h4", "h5", "h6"}
     | {"table", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "span"}
 )
+SIDED_TAGS = frozenset({"ul", "ol", "table", "blockquote"})  # bullets, columns and bars stand on the side of the script
+ATTRIBUTES = {**mathematics.ATTRIBUTES, **{tag: {"tabindex": frozenset({"0"})} for tag in ("p", "table")}}
 CLASSES = {**mathematics.CLASSES, "span": set(highlighting.CLASSES), "p": {"mathematics"}}
 URL_SCHEMES = frozenset({"http", "https", "mailto"})
 
@@ -93,6 +96,10 @@ def _fence(renderer: RendererHTML, tokens: Sequence[Token], index: int, options:
     return f"<figure><figcaption>{escapeHtml(info)}</figcaption>{pre}</figure>\n" if info else pre
 
 
+def _table(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
+    return '<table tabindex="0">\n'
+
+
 def _mathematics(
     renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType
 ) -> str:
@@ -101,7 +108,10 @@ def _mathematics(
     mathml = mathematics.to_mathml(token.content, is_block=token.markup in ("$$", "\\["))
     source = f"{token.markup}{token.content}{mathematics.CLOSING[token.markup]}"
     html = mathml or f"<code>{escapeHtml(source)}</code>"
-    return f'<p class="mathematics">{html}</p>\n' if token.block else html
+    if not token.block:
+        return html
+    tab_stop = ' tabindex="0"' if len(source) > WIDE_FORMULA else ""
+    return f'<p class="mathematics"{tab_stop}>{html}</p>\n'
 
 
 def _make_parser() -> MarkdownIt:
@@ -111,6 +121,7 @@ def _make_parser() -> MarkdownIt:
     parser.add_render_rule("heading_close", _heading)
     parser.add_render_rule("image", _image)
     parser.add_render_rule("fence", _fence)
+    parser.add_render_rule("table_open", _table)
     mathematics.teach(parser)
     parser.add_render_rule("mathematics", _mathematics)
     parser.add_render_rule("mathematics_block", _mathematics)
@@ -149,12 +160,14 @@ _sanitiser = nh3.Cleaner(
     tags=set(TAGS),
     attributes={"*": set(), "a": {"href"}, "ol": {"start"}},  # an empty "*": nh3 would let title and lang pass
     tag_attribute_values={
-        tag: {name: set(values) for name, values in attributes.items()}
-        for tag, attributes in mathematics.ATTRIBUTES.items()
+        tag: {name: set(values) for name, values in attributes.items()} for tag, attributes in ATTRIBUTES.items()
     },
     allowed_classes=CLASSES,
     url_schemes=set(URL_SCHEMES),
     url_relative="deny",
     link_rel="noopener noreferrer nofollow",
-    set_tag_attribute_values={"a": {"target": "_blank"}},  # a link must not take the annotator off the page
+    set_tag_attribute_values={
+        "a": {"target": "_blank"},  # a link must not take the annotator off the page
+        **{tag: {"dir": "auto"} for tag in SIDED_TAGS},
+    },
 )

@@ -124,7 +124,8 @@ MARKDOWN = {
     ),
     "`<b hx-get=/>`": "<p><code>&lt;b hx-get=/&gt;</code></p>",
     "| a |\n|:-:|\n| <i>x</i> |": (
-        "<table>\n<thead>\n<tr>\n<th>a</th>\n</tr>\n</thead>\n<tbody>\n<tr>\n<td>&lt;i&gt;x&lt;/i&gt;</td>\n</tr>\n"
+        '<table tabindex="0" dir="auto">\n<thead>\n<tr>\n<th>a</th>\n</tr>\n</thead>\n<tbody>\n'
+        "<tr>\n<td>&lt;i&gt;x&lt;/i&gt;</td>\n</tr>\n"
         "</tbody>\n</table>"
     ),
     "&lt;script&gt;alert(1)&lt;/script&gt;": "<p>&lt;script&gt;alert(1)&lt;/script&gt;</p>",

@@ -104,8 +104,8 @@ def test_what_is_not_mathematics(text):
         ),
         (
             "- $$x$$\n- y",
-            '<ul>\n<li>\n<p class="mathematics"><math display="block"><mrow><mi>x</mi></mrow></math></p>\n</li>\n'
-            "<li>y</li>\n</ul>\n",
+            '<ul dir="auto">\n<li>\n<p class="mathematics"><math display="block"><mrow><mi>x</mi></mrow></math></p>\n'
+            "</li>\n<li>y</li>\n</ul>\n",
         ),
         (r"$\foo{<b>}$", "<p><code>$\\foo{&lt;b&gt;}$</code></p>\n"),
         ("$$\n\\foo\n$$", '<p class="mathematics"><code>$$\n\\foo\n$$</code></p>\n'),
@@ -114,6 +114,12 @@ def test_what_is_not_mathematics(text):
 )
 def test_mathematics_in_markdown(text, html):
     assert render_markdown(text) == html
+
+
+def test_the_keyboard_reaches_a_formula_that_may_be_too_wide():
+    wide = render_markdown(f"$$\n{'+'.join('x' * 40)}\n$$")
+
+    assert wide.startswith('<p class="mathematics" tabindex="0"><math display="block">')
 
 
 def test_formulas_beyond_what_one_text_may_hold_stay_text(monkeypatch):

@@ -7,11 +7,13 @@ from django.utils.safestring import SafeString
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from annotate import mathematics, rendering
+from annotate import rendering
 from annotate.rendering import (
+    ATTRIBUTES,
     CLASSES,
     LONG_CHARS,
     MAX_MARKDOWN_CHARS,
+    SIDED_TAGS,
     TAGS,
     has_invisible_characters,
     is_long,
@@ -55,11 +57,13 @@ def is_harmless(tag: str, attributes: dict[str, str | None]) -> bool:
     if tag == "a":
         href = attributes.pop("href", "https:") or ""
         return attributes == LINK and href.startswith(("http:", "https:", "mailto:"))
+    if attributes.pop("dir", None) != ("auto" if tag in SIDED_TAGS else None):
+        return False
     if tag == "ol":
         return attributes.pop("start", "1").isdecimal() and not attributes
     if attributes.pop("class", None) not in {None, *CLASSES.get(tag, ())}:
         return False
-    listed = mathematics.ATTRIBUTES.get(tag, {})
+    listed = ATTRIBUTES.get(tag, {})
     return tag in TAGS and all(value in listed.get(name, ()) for name, value in attributes.items())
 
 
@@ -73,15 +77,15 @@ def test_render_markdown_shows_what_answers_are_made_of():
 
     assert html == (
         "<h4>Soup</h4>\n<p>Heat <strong>slowly</strong>, <em>then</em> <s>boil</s> simmer.<br>\nStir.</p>\n"
-        "<ul>\n<li>water</li>\n<li>salt</li>\n</ul>\n"
-        '<ol start="3">\n<li>Serve</li>\n</ol>\n'
-        "<blockquote>\n<p>hot</p>\n</blockquote>\n"
+        '<ul dir="auto">\n<li>water</li>\n<li>salt</li>\n</ul>\n'
+        '<ol start="3" dir="auto">\n<li>Serve</li>\n</ol>\n'
+        '<blockquote dir="auto">\n<p>hot</p>\n</blockquote>\n'
         "<p>At <math><mrow><msup><mi>x</mi><mn>2</mn></msup></mrow></math>:</p>\n"
         '<p class="mathematics"><math display="block"><mrow><mi>y</mi><mo>=</mo><mn>1</mn></mrow></math></p>\n'
         "<p><code>salt()</code></p>\n"
         "<figure><figcaption>python</figcaption><pre><code>"
         'salt(<span class="m">1 </span>&lt; <span class="m">2</span>)\n</code></pre>\n</figure>\n'
-        "<table>\n<thead>\n<tr>\n<th>a</th>\n<th>b</th>\n</tr>\n</thead>\n"
+        '<table tabindex="0" dir="auto">\n<thead>\n<tr>\n<th>a</th>\n<th>b</th>\n</tr>\n</thead>\n'
         "<tbody>\n<tr>\n<td>1</td>\n<td>2</td>\n</tr>\n</tbody>\n</table>\n"
         "<hr>\n"
         '<p><a href="https://a.example" target="_blank" rel="noopener noreferrer nofollow">https://a.example</a></p>\n'
