@@ -13,7 +13,7 @@ from statistics import quantiles
 from typing import Any
 
 import numpy as np
-from django.db import transaction
+from django.contrib.auth.models import User
 from django.db.models import Count, Max, Sum
 from django.db.models.functions import Length
 from django.utils import timezone
@@ -46,7 +46,7 @@ from annotate.stats.gold import gold_score
 
 SMALL = 2000  # judgments that are counted within a request
 ROWS_AT_ONCE = 2000
-COMPARISONS_AT_ONCE = 5000
+COMPARISONS_AT_ONCE = 1000
 NUM_DAYS = 60
 RECENT_DAYS = 14  # that foretell the next ones
 MIN_VOTES_OF_MODEL = 5
@@ -56,6 +56,7 @@ DEFAULT_RELIABILITY = 0.75
 MIN_ANNOTATORS = 3  # below, nobody can be told apart
 MIN_VOTES_BY_CHANCE = 30  # below, nobody is said to vote by chance
 NUM_REPLICATES = 200
+CONSENSUS_FIELDS = ["ranking", "certainty", "num_judgments"]
 NO_PAIR = -2  # in place of who won, where there are more than two responses
 
 Array = NDArray[Any]
@@ -105,11 +106,18 @@ def refresh_figures(*, project: Project) -> Figures:
         "leaderboard": _leaderboard(overall, votes),
         "giveaways": _giveaways(project),
     }
-    with transaction.atomic():
-        for aspect, ranked in by_aspect.items():
-            _keep_consensus(project, aspect, ranked, reliability if aspect == OVERALL else None)
-        kept = {"values": values, "last_judgment": last_judgment, "num_changes": num_changes}
-        return Figures.objects.update_or_create(project=project, defaults=kept)[0]
+    for aspect, ranked in by_aspect.items():  # a little at a time: whoever judges meanwhile need not wait
+        _keep_consensus(project, aspect, ranked, reliability if aspect == OVERALL else None)
+    kept = {"values": values, "last_judgment": last_judgment, "num_changes": num_changes}
+    return Figures.objects.update_or_create(project=project, defaults=kept)[0]
+
+
+def own_row(project: Project, user: User) -> dict[str, Any] | None:
+    """What the figures say of this user's judgments; nothing before the first."""
+    figures = refresh_if_stale(project)
+    annotator = Annotator.objects.filter(user=user).values_list("pk", flat=True).first()
+    rows = figures.values["annotators"] if figures else []
+    return next((row for row in rows if row["id"] == annotator), None)
 
 
 def names_of(ids: list[int]) -> dict[int, str]:
@@ -505,18 +513,25 @@ def _keep_consensus(project: Project, aspect: str, ranked: _Ranked, found: _Told
                 project=project,
                 aspect=aspect,
                 ranking=_groups(ranked.responses[pk], agreed.places[number]),
-                certainty=float(agreed.certainty[number]),
+                certainty=round(float(agreed.certainty[number]), 9),
                 num_judgments=int(num[chunk[number]]),
                 is_decided=pk in decided,
             )
             for number, pk in enumerate(ranked.comparison_ids[chunk].tolist())
         ]
         Consensus.objects.bulk_create(
-            rows,
+            _changed(rows, aspect),
             update_conflicts=True,
             unique_fields=["comparison", "aspect"],
-            update_fields=["ranking", "certainty", "num_judgments", "is_decided"],
+            update_fields=CONSENSUS_FIELDS,  # whether it is decided is said by whoever gives the verdict
         )
+
+
+def _changed(rows: list[Consensus], aspect: str) -> list[Consensus]:
+    """Those that are not stored just so."""
+    stored = Consensus.objects.filter(comparison__in=[row.comparison_id for row in rows], aspect=aspect)
+    before = {pk: values for pk, *values in stored.values_list("comparison_id", *CONSENSUS_FIELDS)}
+    return [row for row in rows if before.get(row.comparison_id) != [getattr(row, name) for name in CONSENSUS_FIELDS]]
 
 
 def _groups(ids: list[int], places: Array) -> list[list[int]]:

@@ -157,11 +157,7 @@ class ComparisonPage:
 
 
 def comparison_page(lease: Lease, project: Project) -> ComparisonPage:
-    if lease.fresh_standing:
-        standing, draft = lease.fresh_standing, {}
-        standing.project = project
-    else:
-        standing, draft = _standing_and_draft(lease.comparison, project, lease.annotator)
+    standing, draft = _standing_and_draft(lease, project)
     return ComparisonPage(
         project=project,
         comparison=lease.comparison,
@@ -180,7 +176,7 @@ def revision_page(judgment: Judgment, project: Project) -> ComparisonPage:
     contents = dict(comparison.responses.order_by("options__position").values_list("pk", "content"))
     mine = comparison.judgments.filter(annotator=judgment.annotator, repeat=0).select_related("edited_response")
     by_aspect = {each.aspect: each for each in mine}
-    standing, draft = _standing_and_draft(comparison, project, judgment.annotator)
+    standing, draft = _read_standing_and_draft(comparison, project, judgment.annotator)
     return ComparisonPage(
         project=project,
         comparison=comparison,
@@ -217,7 +213,14 @@ def example_pages(project: Project) -> list[tuple[Gold, dict[int, str]]]:
     return [(example, texts[example.comparison_id]) for example in examples]
 
 
-def _standing_and_draft(
+def _standing_and_draft(lease: Lease, project: Project) -> tuple[Standing, dict[str, str]]:
+    if standing := lease.fresh_standing:
+        standing.project = project
+        return standing, {}
+    return _read_standing_and_draft(lease.comparison, project, lease.annotator)
+
+
+def _read_standing_and_draft(
     comparison: Comparison, project: Project, annotator: Annotator
 ) -> tuple[Standing, dict[str, str]]:
     drafts = Draft.objects.filter(comparison=comparison, annotator=annotator)

@@ -23,7 +23,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from django_htmx.http import HttpResponseClientRedirect, push_url
 from django_htmx.middleware import HtmxDetails
 
-from annotate import pages, queries, services
+from annotate import figures, pages, queries, services
 from annotate.distribution import lease_shown, shown_order
 from annotate.errors import NotLeased
 from annotate.forms import FlagForm, JudgmentForm, ReasonForm, SkipForm
@@ -78,7 +78,8 @@ def mine(request: HttpRequest, pk: int) -> HttpResponse:
         for judgment in queries.last_judgments(project, request.user)
     ]
     context = {"project": project, "standing": standing, "judgments": judgments, "number": services.NUM_REVISABLE}
-    return render(request, "annotate/mine.html", context)
+    own = figures.own_row(project, request.user) if judgments else None
+    return render(request, "annotate/mine.html", {**context, "own": own})
 
 
 @require_safe

@@ -12,6 +12,7 @@ from django.utils import timezone
 from annotate import services
 from annotate.models import Aspect, Draft, Flag, Gold, Judgment, Lease, Response, Revision, Skip, Standing
 from tests import factories
+from tests.annotate.test_views import in_words
 
 pytestmark = pytest.mark.django_db
 
@@ -557,8 +558,23 @@ def test_mine_takes_as_many_queries_for_three_as_for_one(client, annotator, numb
     for _ in range(number):
         factories.make_judgment(comparison=factories.make_comparison(project=project, k=3), annotator=annotator)
 
-    with django_assert_num_queries(7):
+    client.get(url("mine", project))  # counts the figures anew
+    with django_assert_num_queries(14):
         client.get(url("mine", project))
+
+
+def test_mine_shows_what_my_judgments_come_to(client, annotator):
+    project = factories.make_project(overlap=2)
+    for seconds in (10, 20, 30):
+        comparison = factories.make_comparison(project=project)
+        factories.make_judgment(comparison=comparison, annotator=annotator, seconds=seconds)
+        factories.make_judgment(comparison=comparison, order=[[0], [1]])
+
+    page = in_words(client.get(url("mine", project)))
+
+    assert "My figures Time for a judgment, usually 20 s" in page
+    assert "Others who judged the same pair said the same 100 %" in page
+    assert "Known answers right" not in page
 
 
 def test_mine_before_the_first_judgment(client):
