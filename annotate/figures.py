@@ -65,7 +65,7 @@ log = logging.getLogger(__name__)
 
 def refresh_if_stale(project: Project) -> Figures | None:
     """The figures as they are; a small project's are brought up to date first, a large one's by a worker."""
-    figures = Figures.objects.filter(project=project).first()
+    figures = Figures.objects.filter(project=project).select_related("project").first()
     if figures and not is_stale(figures):
         return figures
     if Judgment.objects.filter(project=project)[:SMALL].count() < SMALL:

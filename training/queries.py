@@ -12,6 +12,7 @@ from django.conf import settings
 
 from annotate.demonstration.quality import is_known, quality
 from annotate.identity import messages_digest
+from annotate.models import OVERALL, Figures
 from training import launch, references
 from training.alignment.config import CONFIGS, split_names
 from training.models import Metric, PreferenceSet, RunEvent, TrainingRun
@@ -30,6 +31,7 @@ REWARDS = {
     "held_out_reward": "Mean reward, model that did not select",
     "oracle_quality": "Mean true quality (known in the demonstration)",
 }
+CEILING_HELP = "Since people differ, the best possible model agrees with a further person's judgments that often."
 
 
 # The result in figures and words
@@ -80,11 +82,21 @@ class Line:
     run: int | None = None
 
 
-def result_lines(result: dict[str, Any] | None) -> list[Line]:
-    """A run's result in words."""
+def human_ceiling(run: TrainingRun) -> dict[str, Any] | None:
+    """Between what the best possible accuracy on the judgments it learned from lies, by the project's figures."""
+    figures = Figures.objects.filter(project=run.project_id).first()
+    aspects = figures.values.get("aspects", {}) if figures else {}
+    return aspects.get(run.config.get("aspect") or OVERALL, {}).get("ceiling")
+
+
+def result_lines(result: dict[str, Any] | None, ceiling: dict[str, Any] | None = None) -> list[Line]:
+    """A run's result in words; beside an accuracy the human ceiling, where it is known."""
     left = dict(result or {})
     left.pop("model", None)
     lines = [_accuracy(left)] if "accuracy" in left else []
+    if lines and ceiling:
+        told = f"{ceiling['low']:.1%} to {ceiling['high']:.1%}, from {ceiling['num_items']} comparisons"
+        lines.append(Line("Human ceiling", told, CEILING_HELP))
     lines += [_before_and_after(name, left) for name in REWARDS if f"{name}_before" in left]
     return lines + [Line(words(name), _text(value)) for name, value in left.items()]
 
@@ -172,7 +184,7 @@ def run_page(run: TrainingRun) -> RunPage:
     return RunPage(
         progress=progress(run),
         config=config_lines(run),
-        result=result_lines(run.result),
+        result=result_lines(run.result, human_ceiling(run)),
         samples=samples(run),
         metrics=newest_metrics(run),
         log=log(run),

@@ -4,6 +4,7 @@ import pytest
 
 from annotate.demonstration.quality import quality
 from annotate.demonstration.recipes import demonstration_rows
+from annotate.models import Figures
 from tests.factories import make_project
 from tests.training.factories import make_finished_run, make_run
 from training import queries
@@ -58,6 +59,25 @@ def test_result_lines_say_accuracy_with_its_interval():
         queries.Line("Pairwise accuracy", "71.2% (95% interval 64.0% to 78.1%), 181 pairs of 40 prompts"),
         queries.Line("Loss", "0.6123"),
     ]
+
+
+def test_result_lines_say_the_human_ceiling_beside_an_accuracy():
+    ceiling = {"low": 0.7379, "high": 0.8051, "num_items": 4006}
+    told = queries.Line("Human ceiling", "73.8% to 80.5%, from 4006 comparisons", queries.CEILING_HELP)
+    lines = queries.result_lines({"accuracy": 0.7, "loss": 0.5}, ceiling)
+    assert lines == [queries.Line("Pairwise accuracy", "70.0%"), told, queries.Line("Loss", "0.5")]
+    assert queries.result_lines({"loss": 0.5}, ceiling) == [queries.Line("Loss", "0.5")]
+
+
+def test_human_ceiling_is_that_of_the_aspect_the_run_learned():
+    project = make_project()
+    run = make_finished_run(project=project, config={"aspect": "harmlessness"})
+    assert queries.human_ceiling(run) is None
+    aspects = {"overall": {"ceiling": None}, "harmlessness": {"ceiling": {"low": 0.6, "high": 0.7, "num_items": 12}}}
+    Figures.objects.create(project=project, values={"aspects": aspects})
+    assert queries.human_ceiling(run) == {"low": 0.6, "high": 0.7, "num_items": 12}
+    assert queries.human_ceiling(make_finished_run(project=project)) is None
+    assert queries.human_ceiling(make_finished_run()) is None
 
 
 def test_result_lines_say_rewards_before_and_after():
