@@ -28,8 +28,6 @@ MAX_NESTING = 30  # the parser drops what is nested deeper, so such texts are sh
 MAX_REMEMBERED = 16_000_000  # characters of texts and their HTML, in each process
 
 WIDE_FORMULA = 60  # characters of TeX; it may have to be scrolled, so the keyboard must reach it, as it must tables
-LONG_CHARS = 1_500
-LONG_LINES = 25
 
 TAGS = mathematics.TAGS | frozenset(
     {"p", "br", "hr", "strong", "em", "s", "code", "pre", "blockquote", "a", "ol", "ul", "li", "h4", "h5", "h6"}
@@ -52,11 +50,6 @@ def render_markdown(text: str) -> SafeString:
         html = _sanitiser.clean(_to_html(sendable))
         _remembered.put(text, html)
     return mark_safe(html)  # noqa: S308 -- what nh3 let through
-
-
-def is_long(text: str) -> bool:
-    """Whether an answer is worth cutting. All of a comparison are cut at one height, or none: a cut is no verdict."""
-    return len(text) > LONG_CHARS or text.count("\n") > LONG_LINES
 
 
 def has_invisible_characters(text: str) -> bool:

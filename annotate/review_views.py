@@ -89,6 +89,7 @@ def show(
     if page:
         context["form"] = form or VerdictForm(num_responses=len(page.order))
         context["cards"] = list(zip(LETTERS, page.contents, strict=False))
+        context["pair"] = page.contents if len(page.contents) == 2 else None
     return render(request, "annotate/review.html", context)
 
 

@@ -6,7 +6,7 @@ from django import template
 from django.utils.safestring import SafeString
 
 from annotate.diff import difference
-from annotate.rendering import has_invisible_characters, is_long, render_markdown
+from annotate.rendering import has_invisible_characters, render_markdown
 
 register = template.Library()
 
@@ -19,12 +19,6 @@ def markdown(text: str) -> SafeString:
 @register.filter
 def holds_invisible(text: str) -> bool:
     return has_invisible_characters(text)
-
-
-@register.filter
-def any_long(texts: list[str]) -> bool:
-    """Whether the answers are worth cutting: then all of them are cut, at one height."""
-    return any(is_long(text) for text in texts)
 
 
 @register.inclusion_tag("annotate/_diff.html")

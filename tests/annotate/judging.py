@@ -1,7 +1,8 @@
 """A process of its own that judges until nothing is left; `test_concurrency.py` starts several at once.
 
 Every submit is sent twice, some are slow, some comparisons are fetched ahead as the page does, and some calls believe
-that it is tomorrow, so that they take the leases of others for expired. Prints one JSON line: the keys of all judgments that were acknowledged.
+that it is tomorrow, so that they take the leases of others for expired. Prints one JSON line: the keys of all
+judgments that were acknowledged.
 """
 
 import json

@@ -86,7 +86,8 @@ def test_store_rows_marks_answers_that_name_their_model():
 
     store(project, row(responses=answers))
 
-    assert [bool(words) for words in Response.objects.order_by("pk").values_list("giveaway", flat=True)] == [True, False]
+    told = Response.objects.order_by("pk").values_list("giveaway", flat=True)
+    assert [bool(words) for words in told] == [True, False]
 
 
 def test_store_rows_twice_adds_nothing():

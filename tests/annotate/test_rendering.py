@@ -11,12 +11,10 @@ from annotate import rendering
 from annotate.rendering import (
     ATTRIBUTES,
     CLASSES,
-    LONG_CHARS,
     MAX_MARKDOWN_CHARS,
     SIDED_TAGS,
     TAGS,
     has_invisible_characters,
-    is_long,
     render_markdown,
 )
 from config.home import BASE_DIR
@@ -190,12 +188,6 @@ def test_rendered_texts_are_remembered_within_bounds():
 
 def test_render_markdown_gives_the_same_again():
     assert render_markdown("*once*") == render_markdown("*once*") == "<p><em>once</em></p>\n"
-
-
-def test_is_long():
-    assert is_long("x" * (LONG_CHARS + 1))
-    assert is_long("- x\n" * 30)
-    assert not is_long("x" * LONG_CHARS)
 
 
 @pytest.mark.parametrize("text", ["a\u200bb", "\u202egnp.exe", "\ufefftext", "x\U000e0041"])

@@ -38,10 +38,3 @@ def test_diff_shows_html_as_the_text_it_is():
     assert {tag for tag, _ in Seen(re.sub("<!--.*?-->", "", html)).tags} == {
         *("div", "section", "h3", "p", "del", "ins", "span")
     }
-
-
-def test_any_long():
-    template = Template("{% load rendering %}{{ texts|any_long }}")
-
-    assert template.render(Context({"texts": ["short", "x" * 5_000]})) == "True"
-    assert template.render(Context({"texts": ["short"]})) == "False"
