@@ -7,12 +7,14 @@ somebody looks, large ones by a worker, while the page shows what it has.
 
 import logging
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from statistics import quantiles
 from typing import Any
 
 import numpy as np
+import redis
 from django.contrib.auth.models import User
 from django.db.models import Count, Max, Sum
 from django.db.models.functions import Length
@@ -20,7 +22,7 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError as BrokerError
 from numpy.typing import NDArray
 
-from annotate import tasks
+from annotate import shared, tasks
 from annotate.models import (
     OVERALL,
     Annotator,
@@ -46,6 +48,7 @@ from annotate.stats.gold import gold_score
 
 SMALL = 2000  # judgments that are counted within a request
 ROWS_AT_ONCE = 2000
+ASKED_SECONDS = 600  # until a worker that was asked is given up
 COMPARISONS_AT_ONCE = 1000
 NUM_DAYS = 60
 RECENT_DAYS = 14  # that foretell the next ones
@@ -70,20 +73,36 @@ def refresh_if_stale(project: Project) -> Figures | None:
         return figures
     if Judgment.objects.filter(project=project)[:SMALL].count() < SMALL:
         return refresh_figures(project=project)
+    _ask_worker(project)
+    return figures
+
+
+def _ask_worker(project: Project) -> None:
+    """Once, until it is done or seems lost."""
+    with suppress(redis.RedisError), shared.connect() as connection:  # without it somebody may count in vain
+        if not connection.set(_asked(project.pk), 1, nx=True, ex=ASKED_SECONDS):
+            return
     try:
         tasks.refresh_figures.delay(project.pk)
     except BrokerError:
         log.warning("The figures of project %s wait: no broker.", project.pk)
-    return figures
 
 
 def refresh_by_worker(*, project_id: int) -> None:
-    """Unless somebody else has done it meanwhile: every look at a stale page has sent a message."""
+    """Unless somebody else has done it meanwhile."""
     figures = Figures.objects.filter(project_id=project_id).select_related("project").first()
-    if figures is None:
-        refresh_figures(project=Project.objects.get(pk=project_id))
-    elif is_stale(figures):
-        refresh_figures(project=figures.project)
+    try:
+        if figures is None:
+            refresh_figures(project=Project.objects.get(pk=project_id))
+        elif is_stale(figures):
+            refresh_figures(project=figures.project)
+    finally:
+        with suppress(redis.RedisError), shared.connect() as connection:
+            connection.delete(_asked(project_id))
+
+
+def _asked(project_id: int) -> str:
+    return f"plumbline:figures-asked:{project_id}"
 
 
 def is_stale(figures: Figures) -> bool:

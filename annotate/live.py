@@ -16,13 +16,12 @@ from typing import Any
 from uuid import UUID
 
 import redis
-from django.conf import settings
 from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from annotate import policy_server, tasks
+from annotate import policy_server, shared, tasks
 from annotate.distribution import lease_place, lock_standing, take_place
 from annotate.errors import NoBattle
 from annotate.giveaway import giveaway
@@ -102,7 +101,7 @@ def texts_so_far(battle: Battle) -> list[str]:
     """Each answer as far as it is written, in the order shown."""
     answers = list(battle.answers.all())
     try:
-        with _redis() as connection:
+        with shared.connect() as connection:
             written = connection.mget([_place(answer.pk) for answer in answers])
     except redis.RedisError:
         written = [None] * len(answers)
@@ -129,7 +128,7 @@ def _write(answer: BattleAnswer) -> str:
 
 
 def _show(answer: BattleAnswer, text: str) -> None:
-    with suppress(redis.RedisError), _redis() as connection:  # without it the page waits for the whole answer
+    with suppress(redis.RedisError), shared.connect() as connection:  # without it the page waits for the whole answer
         connection.set(_place(answer.pk), text, ex=ANSWER_SECONDS)
 
 
@@ -211,8 +210,3 @@ def _comparison(project: Project, prompt: Prompt, responses: list[Response]) -> 
 
 def _place(answer_id: int) -> str:
     return f"plumbline:battle-answer:{answer_id}"
-
-
-def _redis() -> "redis.Redis":
-    address = settings.REDIS_URL.replace("redis+socket://", "unix://", 1)
-    return redis.Redis.from_url(address, socket_timeout=2)

@@ -1,16 +1,18 @@
 """The figures are those of the pure functions on the same judgments, whoever made them and in whatever order."""
 
 import random
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import timedelta
 from itertools import combinations
 
 import numpy as np
 import pytest
+import redis
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from annotate import figures, review, tasks
+from annotate import figures, review, shared, tasks
 from annotate.models import Aspect, Consensus, Figures, Gold, Judgment, Mirror, Revision
 from annotate.stats import bias
 from annotate.stats.agreement import agreement
@@ -317,7 +319,49 @@ def test_consensus_that_has_not_changed_is_not_written(simulated):
     assert before.items() <= after.items()
 
 
-def test_a_large_project_is_left_to_a_worker(monkeypatch):
+@pytest.fixture
+def redis_server(monkeypatch):
+    """What Redis holds, here a dictionary."""
+    held = {}
+
+    class Connection(nullcontext):
+        def set(self, name, value, *, nx, ex):
+            assert (nx, ex) == (True, figures.ASKED_SECONDS)
+            return None if name in held else bool(held.setdefault(name, value))
+
+        def delete(self, name):
+            held.pop(name, None)
+
+    connection = Connection()
+    connection.enter_result = connection
+    monkeypatch.setattr(shared, "connect", lambda: connection)
+    return held
+
+
+@pytest.fixture
+def no_redis_server(monkeypatch):
+    def fail():
+        raise redis.ConnectionError
+
+    monkeypatch.setattr(shared, "connect", fail)
+
+
+def test_a_worker_is_asked_once_until_it_has_counted(monkeypatch, redis_server):
+    project = make_judgment().project
+    monkeypatch.setattr(figures, "SMALL", 0)
+    asked = []
+    monkeypatch.setattr(tasks.refresh_figures, "delay", asked.append)
+    for _ in range(3):
+        figures.refresh_if_stale(project)
+    assert (asked, list(redis_server)) == ([project.pk], [f"plumbline:figures-asked:{project.pk}"])
+    tasks.refresh_figures(project.pk)
+    assert redis_server == {}
+    make_judgment(comparison=make_comparison(project=project))
+    figures.refresh_if_stale(project)
+    assert asked == [project.pk] * 2
+
+
+def test_a_large_project_is_left_to_a_worker(monkeypatch, no_redis_server):
     project = make_judgment().project
     monkeypatch.setattr(figures, "SMALL", 0)
     asked = []
@@ -329,7 +373,7 @@ def test_a_large_project_is_left_to_a_worker(monkeypatch):
     assert asked == [project.pk]
 
 
-def test_without_a_broker_the_old_figures_are_shown(monkeypatch, caplog):
+def test_without_a_broker_the_old_figures_are_shown(monkeypatch, caplog, no_redis_server):
     def fail(_project):
         raise OperationalError("no broker")
 
@@ -342,7 +386,7 @@ def test_without_a_broker_the_old_figures_are_shown(monkeypatch, caplog):
     assert [record.message for record in caplog.records] == [f"The figures of project {project.pk} wait: no broker."]
 
 
-def test_a_second_message_finds_the_work_done():
+def test_a_second_message_finds_the_work_done(no_redis_server):
     project = make_judgment().project
     tasks.refresh_figures(project.pk)
     first = Figures.objects.get().computed_at

@@ -4,12 +4,13 @@ import re
 from datetime import timedelta
 
 import pytest
+import redis
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from annotate import figures, tasks
+from annotate import figures, shared, tasks
 from annotate.models import Aspect, Flag, Gold, Judgment, Membership, Response, Skip
 from tests.factories import make_annotator, make_comparison, make_judgment, make_project, make_user, response_ids
 
@@ -272,6 +273,7 @@ def test_skips_are_counted_by_reason(client, project):
 def large(monkeypatch):
     """Every project is too large to be counted in a request; what workers are asked is noted."""
     monkeypatch.setattr(figures, "SMALL", 0)
+    monkeypatch.setattr(shared, "connect", lambda: redis.Redis(port=1))
     asked = []
     monkeypatch.setattr(tasks.refresh_figures, "delay", asked.append)
     return asked
