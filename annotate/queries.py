@@ -271,8 +271,28 @@ def _row(judgment: Judgment, is_gold: bool) -> dict[str, Any]:
         "source": judgment.source,
         "shown_order": [index[pk] for pk in judgment.shown_order or []],
         "seconds": judgment.seconds,
-        "meta": {**judgment.meta, **known},
+        "meta": {**judgment.meta, **_told(judgment, index), **known},
     }
+
+
+def _told(judgment: Judgment, index: dict[int, int]) -> dict[str, Any]:
+    """What else was said and how, as far as there is anything; responses by their place in the row."""
+    ratings = {str(index[int(pk)]): rating for pk, rating in (judgment.ratings or {}).items()}
+    told = {
+        "kind": judgment.kind if judgment.kind != Project.Kind.RANKING else "",
+        "bad": sorted(index[pk] for pk in judgment.bad),
+        "ratings": ratings,
+        "rationale": judgment.rationale,
+        "highlights": [{**each, "response": index[each["response"]]} for each in judgment.highlights],
+        "edited_response": index[judgment.edited_response_id] if judgment.edited_response_id else None,
+        "placement": judgment.placement,
+        "mirror": judgment.mirror,
+        "asked_by_chance": judgment.is_random,
+        "guidelines_version": judgment.guidelines_version,
+        "total_seconds": judgment.total_seconds,
+        "num_revisions": judgment.num_revisions,
+    }
+    return {name: value for name, value in told.items() if value}
 
 
 def _indices(ranking: list[list[int]], index: dict[int, int]) -> list[list[int]]:

@@ -229,3 +229,27 @@ def test_judgment_rows_come_in_pieces(monkeypatch, django_assert_num_queries):
     with django_assert_num_queries(4):  # the judgments, and the responses of two, two and one
         ids = [row["id"] for row in queries.judgment_rows(project)]
     assert ids == [judgment.key.hex[:16] for judgment in judgments]
+
+
+def test_judgment_rows_tell_what_else_was_said_by_places_in_the_row():
+    comparison = make_comparison(k=3)
+    first, _second, third = response_ids(comparison)
+    make_judgment(
+        comparison=comparison,
+        order=[[1], [0, 2]],
+        bad=(first, third),
+        rationale="Short.",
+        placement="placed",
+        highlights=[{"response": third, "start": 0, "end": 4, "text": "Boil", "reason": "wrong"}],
+        total_seconds=30.0,
+    )
+
+    (row,) = queries.judgment_rows(comparison.project)
+
+    assert row["meta"] == {
+        "bad": [0, 2],
+        "rationale": "Short.",
+        "placement": "placed",
+        "highlights": [{"response": 2, "start": 0, "end": 4, "text": "Boil", "reason": "wrong"}],
+        "total_seconds": 30.0,
+    }

@@ -373,7 +373,7 @@ def test_record_judgment_ranks_an_edited_response_first():
     )
     (row,) = judgment_rows(lease.comparison.project)
     assert [response["content"] for response in row["responses"]] == ["Seven.", "Eight.", "Seven minutes."]
-    assert row["ranking"][0] == [2]
+    assert (row["ranking"][0], row["meta"]) == ([2], {"edited_response": 2})
 
 
 def test_record_judgment_takes_an_edit_that_changes_nothing_for_none():
