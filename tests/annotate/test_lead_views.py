@@ -93,6 +93,16 @@ def test_only_reviewers_and_managers_find_the_pages(project, page):
     assert found == {"": 404, "annotator": 404, "reviewer": opened, "manager": opened}
 
 
+def test_the_list_of_projects_links_leads_to_the_pages(project):
+    found = {}
+    for role in ("annotator", "reviewer", "manager"):
+        user = make_user()
+        Membership.objects.create(project=project, user=user, role=role)
+        html = client_of(user).get(url("projects")).text
+        found[role] = [name for name in ("lead", "review", "people") if url(name, project.pk) in html]
+    assert found == {"annotator": [], "reviewer": ["lead", "review"], "manager": ["lead", "review", "people"]}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_strangers_are_sent_to_sign_in(project, page):
     address = url(page, project.pk)

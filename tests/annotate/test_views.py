@@ -91,7 +91,7 @@ def test_projects_lead_to_what_else_can_be_done_there(client, user):
 
     html = client.get("/").content.decode()
 
-    links = [url(name, project) for name in ("guidelines", "live", "people", "settings")]
+    links = [url(name, project) for name in ("guidelines", "live", "lead", "review", "people", "settings")]
     assert re.findall(rf'<a href="(/projects/{project.pk}/[^"]+)"', html) == links
 
 
