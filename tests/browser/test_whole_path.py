@@ -56,9 +56,14 @@ def judge(page: Page, kind: str, way) -> None:
     while not page.locator(f"#comparison.{kind}[data-ready]").count():
         expect(page.locator("#comparison[data-ready]")).to_be_visible()
         if not page.locator(f"#comparison.{kind}").count():
-            leave(page, lambda: page.keyboard.press("s"))
+            leave(page, lambda: skip(page))
     leave(page, way)
     assert page.evaluate("window.isSamePage")
+
+
+def skip(page: Page) -> None:
+    page.keyboard.press("s")
+    page.get_by_role("button", name="No reason").click()
 
 
 def leave(page: Page, way) -> None:
@@ -80,7 +85,7 @@ def rank_by_keyboard(page: Page) -> None:
 def rank_by_choosing(page: Page) -> None:
     for place, card in enumerate(page.locator("[data-card] select").all(), start=1):
         card.select_option(str(place))
-    page.get_by_role("button", name="Submit order").click()
+    page.locator("[data-submit]").click()
 
 
 def watch_run(page: Page) -> None:
