@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Request, sync_playwright
 from pytest_django.live_server_helper import LiveServer
 
 from annotate.models import Annotator
@@ -31,6 +31,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+NUM_PICTURES = 5
 LAPTOP = {"width": 1366, "height": 768}
 Shoot = Callable[[str], Path]
 AXE = BASE_DIR / "node_modules" / "axe-core" / "axe.min.js"
@@ -152,11 +153,21 @@ def shoot(page: Page, tmp_path: Path) -> Shoot:
     folder.mkdir(parents=True, exist_ok=True)
 
     def shoot(name: str) -> Path:
-        path = folder / f"{name}.png"
-        page.screenshot(path=path, caret="initial")  # hiding the caret would need an inline style
-        return path
+        return picture(page, folder / f"{name}.png")
 
     return shoot
+
+
+def picture(page: Page, path: Path, *, full_page: bool = False) -> Path:
+    """What the page shows, as a file. A busy Chromium now and then cannot draw at once; it is asked again."""
+    for attempt in range(NUM_PICTURES):
+        try:
+            page.screenshot(path=path, full_page=full_page, caret="initial")  # hiding it would need an inline style
+            break
+        except Error as error:
+            if "Unable to capture screenshot" not in str(error) or attempt == NUM_PICTURES - 1:
+                raise
+    return path
 
 
 def assert_accessible(page: Page) -> None:

@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 from annotate import figures
 from annotate.models import Aspect, Flag, Judgment, Membership, Skip
 from tests import factories
-from tests.browser.conftest import LAPTOP, assert_accessible
+from tests.browser.conftest import LAPTOP, assert_accessible, picture
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
@@ -81,12 +81,12 @@ def look(page: Page, shoot, name: str, *, num_charts: int = 0) -> None:
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         assert_accessible(page)
-        page.screenshot(path=shoot(f"{name}-{scheme}"), full_page=True, caret="initial")
+        picture(page, shoot(f"{name}-{scheme}"), full_page=True)
     page.emulate_media(color_scheme="light")
     page.set_viewport_size(PHONE)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     assert_accessible(page)
-    page.screenshot(path=shoot(f"{name}-phone"), full_page=True, caret="initial")
+    picture(page, shoot(f"{name}-phone"), full_page=True)
     page.set_viewport_size(LAPTOP)
     assert [page.evaluate(IS_DRAWN, number) for number in range(num_charts)] == [True] * num_charts
 

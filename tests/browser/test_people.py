@@ -7,7 +7,7 @@ from playwright.sync_api import Page, expect
 from annotate import gold
 from annotate.models import Aspect, Gold, Judgment, Membership
 from tests import factories
-from tests.browser.conftest import LAPTOP, Watch, assert_accessible
+from tests.browser.conftest import LAPTOP, Watch, assert_accessible, picture
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
@@ -74,7 +74,7 @@ def test_from_invitation_to_first_judgment(page, newcomer, sign_in, project, sho
 
     newcomer.goto(link)
     assert_accessible(newcomer)
-    newcomer.screenshot(path=shoot("people").with_name("people-join.png"), caret="initial")
+    picture(newcomer, shoot("people").with_name("people-join.png"))
     newcomer.get_by_label("Username").fill("amina")
     newcomer.get_by_label("Password", exact=True).fill(PASSWORD)
     newcomer.get_by_label("Password confirmation").fill(PASSWORD)
