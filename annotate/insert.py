@@ -11,6 +11,7 @@ from typing import Any
 from django.db import connection, models
 from django.utils import timezone
 
+MAX_VALUES = 65_535  # in one statement, by PostgreSQL's protocol
 _PREPARED = (models.JSONField, models.UUIDField, models.DateTimeField)
 
 
@@ -29,7 +30,8 @@ def insert(model: type[models.Model], names: Sequence[str], rows: Sequence[tuple
     is_prepared = [isinstance(field, _PREPARED) for field in fields]
     ids: list[int] = []
     with connection.cursor() as cursor:
-        for chunk in _chunks(rows, connection.ops.bulk_batch_size(fields, rows)):
+        size = min(connection.ops.bulk_batch_size(fields, rows), MAX_VALUES // len(fields))
+        for chunk in _chunks(rows, size):
             values: list[Any] = []
             for row in chunk:
                 complete = (*row, *(default() for default in defaults))

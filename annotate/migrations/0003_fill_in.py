@@ -15,7 +15,8 @@ def fill_in(apps, schema_editor):
         model["Project"].objects.filter(pk=project.pk).update(guidelines_version=1)
     judged = model["Judgment"].objects.exclude(source="import").filter(aspect="overall").order_by()
     counted = judged.values("project", "annotator").annotate(num=Count("pk"), last=Max("pk"))
-    last = dict(judged.filter(pk__in=[row["last"] for row in counted]).values_list("pk", "comparison_id"))
+    newest = {row["last"] for row in counted}
+    last = {pk: comparison for pk, comparison in judged.values_list("pk", "comparison_id").iterator() if pk in newest}
     model["Standing"].objects.bulk_create(
         [
             model["Standing"](

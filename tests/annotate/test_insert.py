@@ -48,3 +48,12 @@ def test_insert_returns_the_keys_in_the_order_of_many_rows():
 def test_insert_of_nothing_asks_nothing(django_assert_num_queries):
     with django_assert_num_queries(0):
         assert insert(Prompt, ("project", "messages", "digest"), []) == []
+
+
+def test_insert_holds_to_what_one_statement_may_carry():
+    project = make_project()
+    rows = [(project.pk, [], f"{number:064x}") for number in range(25_000)]
+
+    ids = insert(Prompt, ("project", "messages", "digest"), rows)
+
+    assert len(set(ids)) == Prompt.objects.filter(project=project).count() == 25_000
