@@ -70,6 +70,8 @@ class TrainingRun(models.Model):
     class Kind(models.TextChoices):
         REWARD_MODEL = "reward_model", "Reward model"
         EVALUATE = "evaluate", "Evaluation"
+        LEARNING_CURVE = "learning_curve", "Learning curve"
+        SCORE = "score", "Scores of responses"
         REJECTION_SAMPLING = "rejection_sampling", "Rejection sampling"
         SFT = "sft", "Supervised fine-tuning"
         SCORE_COMPARISONS = "score_comparisons", "Guidance of annotation"

@@ -25,9 +25,10 @@ MODEL_FIELDS = {
     "policy": POLICY_KINDS,
     "reward_model": REWARD_KINDS,
     "held_out_reward_model": REWARD_KINDS,
+    "other_reward_model": REWARD_KINDS,
     "reward_models": REWARD_KINDS,
 }
-OPTIONAL_FIELDS = {"held_out_reward_model"}
+OPTIONAL_FIELDS = {"held_out_reward_model", "other_reward_model"}
 ENSEMBLE_FIELDS = {"reward_models"}
 MIN_MEMBERS = 2  # one model disagrees with nobody
 NEW_TINY = "new:tiny"

@@ -40,7 +40,12 @@ NUM_ERROR_LINES = 20
 MAX_WAITING_MESSAGES = 100
 FRACTIONS = (0.8, 0.1, 0.1)
 DATABASE_AWAY = (OperationalError, InterfaceError)
-NEEDS_PREFERENCES = {TrainingRun.Kind.REWARD_MODEL, TrainingRun.Kind.EVALUATE, TrainingRun.Kind.REJECTION_SAMPLING}
+NEEDS_PREFERENCES = {
+    TrainingRun.Kind.REWARD_MODEL,
+    TrainingRun.Kind.LEARNING_CURVE,
+    TrainingRun.Kind.EVALUATE,
+    TrainingRun.Kind.REJECTION_SAMPLING,
+}
 NEEDS_PROJECT = {TrainingRun.Kind.SCORE_COMPARISONS}
 SOURCES = {
     Status.QUEUED: {Status.RUNNING},

@@ -54,15 +54,87 @@ class RewardModelConfig(RunConfig):
 
     preferences: str = option("preferences.jsonl", "The frozen preference set.")
     backbone: str = option("", "A Hugging Face id, a local folder, or the name of an earlier run.")
-    aspect: str = option("overall", "Which judgments to learn from.")
+    aspect: str = option("overall", "Which judgments to learn from; several, separated by commas, get a head each.")
     num_epochs: float = option(3.0, "Passes over the training rankings; the best on validation is kept.", minimum=0.01)
     learning_rate: float = option(1e-4, "Peak learning rate of AdamW.", minimum=0)
     batch_size: int = option(16, "Rankings in one optimizer step, over all processes.", minimum=1)
+    loss: str = option(
+        "plackett_luce",
+        "plackett_luce: the likelihood of the whole ranking; all_pairs: the mean over its ordered pairs, as in "
+        "InstructGPT. For two responses both are Bradley-Terry.",
+        choices=("plackett_luce", "all_pairs"),
+    )
+    ties: str = option(
+        "exact",
+        "What a tie says. exact: any order of the tied ones, so a tied pair teaches nothing; efron: the same, "
+        "approximated; davidson and rao_kupper: that they are about equal, by a tie parameter that is learned.",
+        choices=("exact", "efron", "davidson", "rao_kupper"),
+    )
+    margin: float = option(0.0, "Nats by which a strongly preferred response should lead, at least.", minimum=0)
+    label_smoothing: float = option(0.0, "Weight of the opposite ranking in the loss.", minimum=0, maximum=0.49)
+    flip_rate: float = option(0.0, "Share of judgments taken to be the wrong way round.", minimum=0, maximum=0.49)
+    learn_flip_rate: bool = option(False, "Learn that share along with the rewards, starting from flip_rate.")
+    annotators: str = option(
+        "equal",
+        "equal: all judgments alike; weights: by each judgment's own weight; temperatures, flip_rates: learn how "
+        "sharply, or how often the right way round, each annotator judges.",
+        choices=("equal", "weights", "temperatures", "flip_rates"),
+    )
+    centring: float = option(
+        0.0, "Penalty on rewards away from zero. It shrinks true differences: 0.01 to 0.85 of their size.", minimum=0
+    )
     max_length: int = option(1024, "Tokens of prompt and response; a longer prompt loses its beginning.", minimum=16)
-    max_tokens: int = option(16384, "Tokens in one forward pass, padding included.", minimum=64)
+    max_tokens: int = option(16384, "Tokens in one forward pass.", minimum=64)
+    packing: str = option(
+        "auto",
+        "shared: a prompt stands once for all its responses; separate: sequences side by side without padding; padded: "
+        "batches of similar length. auto takes the first that gives the model's own rewards.",
+        choices=("auto", "shared", "separate", "padded"),
+    )
     warmup_ratio: float = option(0.05, "Share of the steps in which the learning rate rises.", minimum=0, maximum=1)
     weight_decay: float = option(0.01, "AdamW's weight decay.", minimum=0)
+    dropout: bool = option(False, "Keep the backbone's dropout; the field trains reward models without.")
     eval_steps: int = option(0, "Optimizer steps between validations; 0 for about five an epoch.", minimum=0)
+    patience: int = option(0, "Stop after so many validations without a better one; 0 for never.", minimum=0)
+    precision: str = option(
+        "auto",
+        "What is computed in; weights stay in fp32. auto: bf16 where the hardware multiplies in it, else fp32.",
+        choices=("auto", "fp32", "bf16"),
+    )
+    gradient_checkpointing: bool = option(False, "Compute activations twice instead of keeping them: less memory.")
+    lora_rank: int = option(0, "Train low-rank adapters of this rank, and the head; 0 for all weights.", minimum=0)
+    lora_alpha: float = option(32.0, "Adapters are scaled by this over their rank.", minimum=0)
+    sharding: str = option(
+        "none",
+        "fsdp: each process holds a part of weights, gradients and optimizer, for models that do not fit.",
+        choices=("none", "fsdp"),
+    )
+
+    @property
+    def aspects(self) -> list[str]:
+        return split_names(self.aspect)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningCurveConfig(RewardModelConfig):
+    """Held-out accuracy against the number of judgments: train on nested parts of the training prompts."""
+
+    kind: ClassVar[str] = "learning_curve"
+
+    num_points: int = option(5, "Parts: all training prompts, half of them, a quarter, …", minimum=2, maximum=12)
+    num_seeds: int = option(1, "Reward models trained on each part, from consecutive seeds.", minimum=1, maximum=20)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(RunConfig):
+    """Score responses from a file: {"prompt", "responses"} or {"prompt", "response"} a line, as many as there are."""
+
+    kind: ClassVar[str] = "score"
+
+    responses: str = option("", "A JSONL file of prompts with their responses; a preference set is one.")
+    reward_model: str = option("", "A folder, a Hugging Face id, or the name of an earlier run.")
+    max_length: int = option(1024, "Tokens of prompt and response; a longer prompt loses its beginning.", minimum=16)
+    max_tokens: int = option(16384, "Tokens in one forward pass.", minimum=64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +145,11 @@ class EvaluateConfig(RunConfig):
 
     preferences: str = option("preferences.jsonl", "The frozen preference set.")
     reward_model: str = option("", "A folder, a Hugging Face id, or the name of an earlier run.")
+    other_reward_model: str = option("", "Another one, to be compared with on the same pairs.")
     aspect: str = option("overall", "Which judgments to compare with.")
     split: str = option("test", "Which part of the preference set.", choices=("test", "validation", "train", "all"))
     max_length: int = option(1024, "Tokens of prompt and response; a longer prompt loses its beginning.", minimum=16)
-    max_tokens: int = option(16384, "Tokens in one forward pass, padding included.", minimum=64)
+    max_tokens: int = option(16384, "Tokens in one forward pass.", minimum=64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +215,7 @@ class ScoreComparisonsConfig(RunConfig):
         0, "New comparisons to make, of two responses to one prompt each: the most informative ones.", minimum=0
     )
     max_length: int = option(1024, "Tokens of prompt and response; a longer prompt loses its beginning.", minimum=16)
-    max_tokens: int = option(16384, "Tokens in one forward pass, padding included.", minimum=64)
+    max_tokens: int = option(16384, "Tokens in one forward pass.", minimum=64)
 
     @property
     def members(self) -> list[str]:
@@ -156,7 +229,15 @@ def split_names(value: str) -> list[str]:
 
 CONFIGS: dict[str, type[RunConfig]] = {
     config.kind: config
-    for config in (RewardModelConfig, EvaluateConfig, SftConfig, RejectionSamplingConfig, ScoreComparisonsConfig)
+    for config in (
+        RewardModelConfig,
+        LearningCurveConfig,
+        EvaluateConfig,
+        ScoreConfig,
+        SftConfig,
+        RejectionSamplingConfig,
+        ScoreComparisonsConfig,
+    )
 }
 
 

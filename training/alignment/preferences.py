@@ -8,6 +8,7 @@ The papers' *completion* is a `response` here.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -39,6 +40,11 @@ class RankedResponses:
     strength: int | None = None
     """1 slightly, 2 strongly; of a pair only."""
     all_bad: bool = False
+    bad: tuple[int, ...] = ()
+    """Positions of the responses that are not acceptable; where some are, they are the last group."""
+    source: str | None = None
+    weight: float = 1.0
+    """How much the judgment counts."""
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -142,6 +148,8 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _ranked(row: dict[str, Any]) -> RankedResponses:
+    if "chosen" in row:
+        row = _from_pair(row)
     ranked = RankedResponses(
         prompt=[_message(message) for message in row["prompt"]],
         responses=tuple(_text(response["content"], "responses") for response in row["responses"]),
@@ -152,6 +160,9 @@ def _ranked(row: dict[str, Any]) -> RankedResponses:
         id=row.get("id"),
         strength=row.get("strength"),
         all_bad=row.get("all_bad", False),
+        bad=tuple((row.get("meta") or {}).get("bad", ())),
+        source=row.get("source") or row.get("subset"),
+        weight=_weight(row.get("weight", 1.0)),
     )
     ranked_places = [place for group in ranked.ranking for place in group]
     if not ranked.prompt:
@@ -161,6 +172,24 @@ def _ranked(row: dict[str, Any]) -> RankedResponses:
     if not all(ranked.ranking):
         raise ValueError("ranking: a group is empty")
     return ranked
+
+
+def _from_pair(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of prompt, chosen and rejected, as RewardBench and TRL write it: texts, or whole conversations."""
+    chosen, rejected = (_messages(row[name], "assistant") for name in ("chosen", "rejected"))
+    prompt = _messages(row["prompt"], "user") if "prompt" in row else chosen[:-1]
+    responses = [conversation[-1] for conversation in (chosen, rejected)]
+    return {**row, "prompt": prompt, "responses": responses, "ranking": [[0], [1]]}
+
+
+def _messages(value: Any, role: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
+
+
+def _weight(value: Any) -> float:
+    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"weight: {value!r} is not a number from 0 on")
+    return float(value)
 
 
 def _message(message: dict[str, str]) -> dict[str, str]:
