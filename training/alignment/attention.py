@@ -1,0 +1,187 @@
+"""Attention over rows of packed sequences: each token attends to its own sequence, as if it stood alone.
+
+`transformers` lets a model's attention be exchanged by name; this module registers `PACKED`. The model's own code goes
+on computing queries, keys, rotary embeddings and the rest, and hands over the row's `Layout`, which it passes through
+from the call of the model to each layer.
+
+On CUDA that is FlexAttention with a block mask, made once a row. On a CPU it is one call of scaled dot-product
+attention for each common beginning and each ending, with no mask larger than an ending by its sequence: a row's mask
+would be mostly forbidden, and computed in vain.
+
+A window (of a Mistral's layers, say) counts in positions of the sequence, so it reaches as far as it does alone.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.functional import dropout as drop
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from training.alignment.packing import Layout
+
+PACKED = "plumbline_packed"
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    layout: Layout,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention within the sequences of a row, in the shape that `transformers` wants.
+
+    Args:
+        query: (1, heads, T, size).
+        key, value: (1, key heads, T, size), key heads dividing heads.
+        layout: of the row.
+        scaling: of the products, 1 / sqrt(size) unless told.
+        sliding_window: a token attends to those less than so many positions away.
+        softcap: products pass through softcap * tanh(product / softcap).
+
+    Returns:
+        (1, T, heads, size).
+
+    Raises:
+        NotImplementedError: the model adds something of its own to the products.
+    """
+    if s_aux is not None or position_bias is not None:
+        raise NotImplementedError("attention with sinks or biases is not packed")
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    rule = Rule(layout, causal, sliding_window, scaling, softcap, dropout)
+    if query.device.type == "cuda" and not dropout:
+        return _flex(query, key, value, rule).transpose(1, 2).contiguous(), None
+    num_copies = query.shape[1] // key.shape[1]
+    if num_copies > 1:
+        key, value = (one.repeat_interleave(num_copies, dim=1) for one in (key, value))
+    return _by_parts(query, key, value, rule), None
+
+
+AttentionInterface.register(PACKED, packed_attention)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Who attends to whom, and how products become weights."""
+
+    layout: Layout
+    causal: bool
+    window: int | None
+    scaling: float | None
+    softcap: float | None
+    dropout: float
+
+
+def _by_parts(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+    """(1, T, heads, size): one call for each common beginning and each ending."""
+    parts: list[Tensor] = []
+    for span in rule.layout.spans:
+        start, shared = span.start, span.stops[0]
+        if shared > start:
+            parts.append(_attend(query[:, :, start:shared], key[:, :, start:shared], value[:, :, start:shared], rule))
+        for begin, end in zip(span.stops, span.stops[1:], strict=False):
+            keys, values = (
+                torch.cat([one[:, :, start:shared], one[:, :, begin:end]], dim=2)
+                if shared > start
+                else one[:, :, begin:end]
+                for one in (key, value)
+            )
+            parts.append(_attend(query[:, :, begin:end], keys, values, rule))
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=1)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+    """(1, heads, Q, size) of the last Q tokens of a sequence of as many as there are keys."""
+    mask = _part_mask(query, key.shape[2], rule)
+    if rule.softcap is None:
+        is_causal = rule.causal and mask is None and query.shape[2] > 1
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=is_causal, scale=rule.scaling, dropout_p=rule.dropout
+        )
+    scaling = 1 / math.sqrt(query.shape[3]) if rule.scaling is None else rule.scaling
+    products = rule.softcap * torch.tanh(query @ key.transpose(2, 3) * (scaling / rule.softcap))
+    if mask is None and rule.causal:
+        mask = _allowed(query.shape[2], key.shape[2], rule, query.device)
+    if mask is not None:
+        products = products.masked_fill(~mask, -math.inf)
+    weights = products.softmax(-1, dtype=torch.float32).to(value.dtype)
+    return drop(weights, rule.dropout) @ value
+
+
+def _part_mask(query: Tensor, num_keys: int, rule: Rule) -> Tensor | None:
+    """(Q, keys) bool, or none where everything is allowed or only what comes later is forbidden."""
+    num_queries = query.shape[2]
+    is_windowed = rule.window is not None and num_keys > rule.window
+    if not is_windowed and (not rule.causal or num_queries in {1, num_keys}):
+        return None
+    known = (num_queries, num_keys, rule.causal, rule.window if is_windowed else None)
+    if known not in rule.layout.masks:
+        rule.layout.masks[known] = _allowed(num_queries, num_keys, rule, query.device)
+    return rule.layout.masks[known]
+
+
+def _allowed(num_queries: int, num_keys: int, rule: Rule, device: torch.device) -> Tensor:
+    keys = torch.arange(num_keys, device=device)
+    queries = keys[num_keys - num_queries :, None]
+    return _is_allowed(queries, keys, rule.causal, rule.window).expand(num_queries, num_keys)
+
+
+def _is_allowed(query: Tensor, key: Tensor, causal: bool, window: int | None) -> Tensor:
+    """Whether a position of a sequence attends to another."""
+    allowed = key <= query if causal else key >= 0
+    return allowed if window is None else allowed & ((query - key).abs() < window)
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+    def cap(score: Tensor, *_: Tensor) -> Tensor:
+        return rule.softcap * torch.tanh(score / rule.softcap)
+
+    return _compiled_flex_attention(query.device.type)(
+        query,
+        key,
+        value,
+        score_mod=None if rule.softcap is None else cap,
+        block_mask=block_mask(rule.layout, rule.causal, rule.window, query.device),
+        scale=rule.scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+@cache
+def _compiled_flex_attention(device: str) -> Callable[..., Tensor]:
+    """Uncompiled, it computes every product; that is for tests on a CPU."""
+    return torch.compile(flex_attention) if device == "cuda" else flex_attention
+
+
+def block_mask(layout: Layout, causal: bool, window: int | None, device: torch.device) -> BlockMask:
+    """FlexAttention's mask of a row, made once and kept with the layout."""
+    known = ("flex", causal, window)
+    if known not in layout.masks:
+        groups, endings = (torch.from_numpy(one).to(device) for one in layout.owners())
+        positions = torch.from_numpy(layout.positions()).to(device)
+
+        def is_seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            is_own = (endings[key] == 0) | (endings[key] == endings[query])
+            is_allowed = _is_allowed(positions[query], positions[key], causal, window)
+            return (groups[query] == groups[key]) & is_own & is_allowed
+
+        size = layout.num_tokens
+        layout.masks[known] = create_block_mask(is_seen, None, None, size, size, device, _compile=device.type == "cuda")
+    return layout.masks[known]

@@ -1,0 +1,218 @@
+"""The network behind a reward model: a sequence classifier, fed with packed rows of tokens.
+
+A reward model is a transformer with a head of one output for each aspect, read at the last token of prompt and
+response; an encoder is read in its own way. It stays what `transformers` calls a sequence classifier, and gives the
+rewards that such a one gives to each sequence alone. Whether packing keeps that promise is measured, not assumed, when
+a model is loaded: where an architecture does not follow the rules that `packing` needs, its rewards differ on two
+short texts, and the next packing is taken.
+
+The last token is found from the lengths of the sequences, never by looking for a pad token: a model without one, or
+whose pad token also ends texts, is otherwise read at the wrong place. Dropout is off, unless training wants it, and
+the head computes in single precision.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from training.alignment.attention import PACKED
+from training.alignment.config import ConfigError
+from training.alignment.packing import Bundle, Packing, Row, build_row, bundle
+from training.alignment.preferences import chat_template
+
+logger = logging.getLogger(__name__)
+
+PAD_TOKEN = "<|pad|>"  # noqa: S105 -- for tokenizers that have none
+TOLERANCE = {"cpu": 1e-4, "cuda": 3e-2}  # a GPU rounds products to ten bits where it may
+
+
+class RewardNet(nn.Module):
+    """A sequence classifier whose input is a `Row`.
+
+    Args:
+        packing: how to put sequences before the model; by default the first of shared, separate and padded that gives
+            the rewards of the sequences alone.
+
+    Raises:
+        ConfigError: the packing that is asked for gives other rewards.
+    """
+
+    def __init__(self, model: PreTrainedModel, packing: Packing | None = None) -> None:
+        super().__init__()
+        self.model = model.eval()
+        self.packing = Packing.PADDED
+        self.unpacked_attention = model.config._attn_implementation
+        self.position_offset = _position_offset(model)
+        for wanted in [packing] if packing else [Packing.SHARED, Packing.SEPARATE]:
+            if wanted == Packing.PADDED or self._keeps_rewards(wanted):
+                self.packing = wanted
+                break
+        else:
+            if packing:
+                raise ConfigError(f"packing: {type(model).__name__} gives other rewards when its texts are {packing}")
+        self._set_attention(self.packing)
+
+    def forward(self, row: Row) -> Tensor:
+        """(N, H) rewards of a row's sequences."""
+        if row.layout is None:
+            return self._padded(row)
+        hidden = self.model.base_model(
+            input_ids=row.input_ids,
+            position_ids=row.position_ids + self.position_offset,
+            layout=row.layout,
+            **self._no_cache(),
+        ).last_hidden_state[0]
+        return self._read(hidden, row)
+
+    def _padded(self, row: Row) -> Tensor:
+        inputs = {"input_ids": row.input_ids, "attention_mask": row.attention_mask}
+        if not self._is_read_last:
+            return self.model(**inputs).logits.float()
+        hidden = self.model.base_model(**inputs, **self._no_cache()).last_hidden_state
+        return self._head(self.model.score, hidden.flatten(0, 1)[row.lasts])
+
+    @property
+    def _is_read_last(self) -> bool:
+        return isinstance(getattr(self.model, "score", None), nn.Module)
+
+    def _no_cache(self) -> dict[str, bool]:
+        return {"use_cache": False} if self._is_read_last else {}
+
+    def _read(self, hidden: Tensor, row: Row) -> Tensor:
+        """(N, H) from (T, D): as the model's own class goes on after its encoder."""
+        model = self.model
+        if self._is_read_last:
+            return self._head(model.score, hidden[row.lasts])
+        first = hidden[row.firsts]
+        if getattr(model.base_model, "pooler", None) is not None:  # BERT
+            return self._head(model.classifier, model.dropout(model.base_model.pooler(first[:, None])))
+        if pooling := getattr(model.config, "classifier_pooling", None):  # ModernBERT
+            pooled = first if pooling == "cls" else _means(hidden, row)
+            return self._head(model.classifier, model.drop(model.head(pooled)))
+        return model.classifier(first[:, None]).float()  # RoBERTa
+
+    @staticmethod
+    def _head(head: nn.Module, pooled: Tensor) -> Tensor:
+        with torch.autocast(pooled.device.type, enabled=False):  # a bfloat16 reward has two digits
+            return head(pooled.to(next(head.parameters()).dtype)).float()
+
+    def _set_attention(self, packing: Packing) -> None:
+        self.model.set_attn_implementation(self.unpacked_attention if packing == Packing.PADDED else PACKED)
+
+    @torch.no_grad()
+    def _keeps_rewards(self, packing: Packing) -> bool:
+        """Whether two texts that begin alike, and one more, get the rewards that the model gives them one by one."""
+        if packing == Packing.SHARED and not all(getattr(one, "is_causal", True) for one in self.model.modules()):
+            return False
+        texts = _probe(self.model)
+        device = self.model.device
+        try:
+            self._set_attention(packing)
+            packed = self(build_row([bundle(texts[:2], packing), bundle(texts[2:], packing)], packing, device))
+        except (TypeError, ValueError, NotImplementedError, RuntimeError, AttributeError, IndexError) as error:
+            logger.info("%s is not packed (%s): %s", type(self.model).__name__, packing, error)
+            return False
+        self._set_attention(Packing.PADDED)
+        alone = torch.cat([self._padded(build_row([_alone(text)], Packing.PADDED, device)) for text in texts])
+        tolerance = TOLERANCE.get(device.type, 1e-2) if self.model.dtype == torch.float32 else 0.1
+        return packed.shape == alone.shape and bool(torch.allclose(packed, alone, rtol=tolerance, atol=tolerance))
+
+
+def _means(hidden: Tensor, row: Row) -> Tensor:
+    """(N, D) the mean of each sequence's tokens, where sequences stand side by side."""
+    sizes = row.lasts - row.firsts + 1
+    owners = torch.repeat_interleave(torch.arange(len(sizes), device=hidden.device), sizes)
+    total = hidden.new_zeros(len(sizes), hidden.shape[1]).index_add(0, owners, hidden[: len(owners)])
+    return total / sizes[:, None]
+
+
+def _probe(model: PreTrainedModel) -> list[list[int]]:
+    vocabulary = model.config.get_text_config().vocab_size
+    pad = model.config.get_text_config().pad_token_id
+    ids = [number for number in range(vocabulary - 1, max(0, vocabulary - 20), -1) if number != pad]
+    return [[*ids[:5], *ids[5:8]], [*ids[:5], *ids[8:12]], ids[3:9]]
+
+
+def _alone(text: Sequence[int]) -> Bundle:
+    return bundle([text], Packing.PADDED)
+
+
+def _position_offset(model: PreTrainedModel) -> int:
+    """RoBERTa and its kin count positions from after that of padding."""
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return 0 if padding is None else padding + 1
+
+
+def load_classifier(
+    name: str, dtype: torch.dtype = torch.float32, num_heads: int | None = None
+) -> tuple[PreTrainedModel, list[str]]:
+    """A sequence classifier with an output for each aspect, and which of its weights were not in the files.
+
+    Args:
+        num_heads: outputs it should have; by default one, or as many as a reward model of ours has aspects.
+
+    Raises:
+        ConfigError: it is a classifier with other outputs, or of a kind that cannot be one.
+        OSError: there is no such model, or none in safetensors.
+    """
+    if not name:
+        raise ConfigError("no model is named")
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        num_heads = num_heads or len(getattr(config, "reward_aspects", None) or [""])
+        is_classifier = any("SequenceClassification" in architecture for architecture in config.architectures or ())
+        if is_classifier and config.num_labels != num_heads:
+            wanted = "one" if num_heads == 1 else str(num_heads)
+            raise ConfigError(f"{name} is no reward model: it has {config.num_labels} outputs instead of {wanted}")
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            name,
+            num_labels=num_heads,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except ValueError as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(f"{name} cannot be loaded: {error}") from error
+    return model, sorted(info["missing_keys"])
+
+
+def load_backbone(name: str, num_heads: int = 1) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model to train, with a new head where it has none, and its tokenizer with a pad token and a chat template.
+
+    The head starts from N(0, 1 / (d + 1)) for d inputs, so that rewards start near zero and unequal (N. Stiennon et
+    al., "Learning to summarize from human feedback", 2020, appendix B.1). A pad token of its own is added where padding
+    would look like the end of a text: programs that search for the last token by it read the right one.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    model, missing = load_classifier(name, num_heads=num_heads)
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module.out_features == num_heads and f"{path}.weight" in missing:
+            nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features + 1))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    if len(tokenizer) > model.config.get_text_config().vocab_size:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    tokenizer.chat_template = chat_template(tokenizer)
+    tokenizer.padding_side = "right"
+    return model, tokenizer
+
+
+def fit_length(max_length: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """`max_length`, or what the model has positions for."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or max_length
+    return min(max_length, positions, tokenizer.model_max_length)
