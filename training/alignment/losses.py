@@ -13,14 +13,60 @@ Rewards are computed in at least single precision: a log-sum-exp in bfloat16 los
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 MAX_EXACT_TIES = 10
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What annotators said about the rewards of a batch; tensors on the CPU, to spare waiting for a GPU."""
+
+    groups: Tensor
+    """(B, K) int64, the number of each response's group as in `plackett_luce_loss`."""
+    strength: Tensor | None = None
+    """(B,) float: 1 slightly, 2 strongly, 0 where not told."""
+    annotator: Tensor | None = None
+    """(B,) int64: who judged; -1 unknown."""
+
+
+class Likelihood(nn.Module):
+    """What rewards are trained on: how unlikely the judgments of a batch are."""
+
+    def __init__(
+        self,
+        *,
+        loss: str = "plackett_luce",
+        ties: str = "exact",
+        margin: float = 0.0,
+        label_smoothing: float = 0.0,
+        flip_rate: float = 0.0,
+        learn_flip_rate: bool = False,
+        annotators: str = "equal",
+        num_annotators: int = 0,
+        centring: float = 0.0,
+    ) -> None:
+        super().__init__()
+
+    def forward(self, rewards: Tensor, judged: Judged) -> Tensor:
+        """(B,) the loss of each ranking in nats per choice: each has one voice, whatever its length."""
+        return ranking_loss(rewards, judged.groups)
+
+    def teaches(self, groups: Sequence[int]) -> bool:
+        """Whether a ranking of these groups (K,) has any gradient."""
+        return len(set(groups) - {-1}) > 1
+
+    def learned(self) -> dict[str, Any]:
+        """What was learned along with the rewards, by name, as plain numbers."""
+        return {}
 
 
 def ranking_loss(rewards: Tensor, groups: Tensor) -> Tensor:
