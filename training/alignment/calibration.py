@@ -33,24 +33,24 @@ def fit_temperature(margins: ArrayLike, weights: ArrayLike | None = None) -> flo
 
     Source: C. Guo, G. Pleiss, Y. Sun and K. Q. Weinberger, "On calibration of modern neural networks", 2017.
     """
-    margins = np.asarray(margins, dtype=np.float64)
-    weights = np.ones(margins.shape) if weights is None else np.asarray(weights, dtype=np.float64)
-    if margins.ndim != 1 or margins.shape != weights.shape:
-        raise ValueError(f"margins and weights must be (N,), not {margins.shape} and {weights.shape}")
-    if not (np.isfinite(margins).all() and np.isfinite(weights).all() and (weights >= 0).all()):
+    leads = np.asarray(margins, dtype=np.float64)
+    counts = np.ones(leads.shape) if weights is None else np.asarray(weights, dtype=np.float64)
+    if leads.ndim != 1 or leads.shape != counts.shape:
+        raise ValueError(f"margins and weights must be (N,), not {leads.shape} and {counts.shape}")
+    if not (np.isfinite(leads).all() and np.isfinite(counts).all() and (counts >= 0).all()):
         raise ValueError("margins and weights must be finite, and no weight negative")
-    told = (margins != 0) & (weights > 0)
-    margins, weights = margins[told], weights[told]
-    if not len(margins):
+    told = (leads != 0) & (counts > 0)
+    leads, counts = leads[told], counts[told]
+    if not len(leads):
         raise ValueError("no margin differs from nothing, so no temperature is more likely than another")
-    size = np.sqrt(np.average(margins**2, weights=weights))
-    if (margins > 0).all():
-        return float(size / np.log1p(weights.sum()))
-    margins = margins / size
+    size = np.sqrt(np.average(leads**2, weights=counts))
+    if (leads > 0).all():
+        return float(size / np.log1p(counts.sum()))
+    leads = leads / size
 
     def slope(sharpness: float) -> float:
         """Of the log-likelihood, by 1 / T; it falls throughout."""
-        return float(weights @ (margins * expit(-sharpness * margins)))
+        return float(counts @ (leads * expit(-sharpness * leads)))
 
     if slope(1 / HOTTEST) <= 0:
         return float(HOTTEST * size)

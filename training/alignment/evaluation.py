@@ -6,22 +6,27 @@ prompts, not the pairs, are what the interval counts as independent.
 
 import dataclasses
 import json
-import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
-from scipy.special import ndtri, stdtrit
 
+from training.alignment import measures
 from training.alignment.config import ConfigError, EvaluateConfig
 from training.alignment.losses import ranking_loss
+from training.alignment.measures import Bools, Clustered, Figure, Floats, Ints, clustered_interval
 from training.alignment.preferences import RankedResponses, read_rankings
 from training.alignment.run_dir import RunDir, StopFlag
 
-CONFIDENCE = 0.95
+MAX_SLICES = 50  # of one kind
+NOT_TOLD = "not told"
+STRENGTHS = {1: "slightly", 2: "strongly", None: NOT_TOLD}
+LENGTH_BUCKETS = (0.1, 0.25, 0.5)
+LENGTH_BUCKET_NAMES = ("up to 10 %", "10 to 25 %", "25 to 50 %", "over 50 %")
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def pairwise_accuracy(
     correct: dict[str, float] = defaultdict(float)
     total: dict[str, int] = defaultdict(int)
     for ranked, own in zip(rankings, scores, strict=True):
-        prompt = json.dumps([[message["role"], message["content"]] for message in ranked.prompt])
+        prompt = _prompt_key(ranked)
         for better, worse in ranked.ordered_places():
             correct[prompt] += 1.0 if own[better] > own[worse] else 0.5 if own[better] == own[worse] else 0.0
             total[prompt] += 1
@@ -64,32 +69,6 @@ def pairwise_accuracy(
     counts = [(correct[prompt], total[prompt]) for prompt in total]
     num_pairs = sum(total.values())
     return PairwiseAccuracy(sum(correct.values()) / num_pairs, clustered_interval(counts), num_pairs, len(total))
-
-
-def clustered_interval(counts: Sequence[tuple[float, int]]) -> tuple[float, float]:
-    """95 % interval of a share, from (successes, trials) of each cluster; clusters are independent, trials are not.
-
-    Wilson's interval at an effective number of trials: their number divided by the design effect, which is the
-    variance between clusters (linearised, of a ratio) over that of independent trials, and by the squared ratio of
-    Student's quantile at G - 1 degrees of freedom to the normal one. Two clusters of mean size, one all successes and
-    one all failures, are added before the design effect is estimated, as Agresti and Coull add two of each to the
-    trials: so few clusters, or clusters that are all alike, give a cautious interval instead of a degenerate one.
-    In simulations with 5 to 100 clusters of 1 to 28 trials it covers the truth in 94 to 100 % of cases, 91 % in the
-    worst (10 clusters of very unequal size whose trials nearly all agree).
-
-    Sources: E. L. Korn and B. I. Graubard, "Confidence intervals for proportions with small expected number of
-    positive counts estimated from survey data", Survey Methodology 24(2), 1998; A. Agresti and B. A. Coull,
-    "Approximate is better than exact for interval estimation of binomial proportions", 1998.
-    """
-    num_clusters, num_trials = len(counts), sum(trials for _, trials in counts)
-    if num_clusters < 2:
-        return (0.0, 1.0)
-    quantile = float(ndtri(0.5 + CONFIDENCE / 2))
-    shrink = quantile / float(stdtrit(num_clusters - 1, 0.5 + CONFIDENCE / 2))
-    mean_size = num_trials / num_clusters
-    design_effect = _design_effect([*counts, (mean_size, mean_size), (0.0, mean_size)])
-    effective = min(num_trials, num_trials / design_effect) * shrink**2
-    return _wilson(sum(successes for successes, _ in counts) / num_trials, effective, quantile)
 
 
 def measure(
@@ -114,6 +93,308 @@ def measure(
         "num_prompts": found.num_prompts,
         "loss": torch.cat(losses).mean().item(),
     }
+
+
+@dataclass(frozen=True)
+class OtherModel:
+    """Another reward model, to be compared with on the same pairs."""
+
+    name: str
+    scores: Sequence[Sequence[float]]
+    """(K,) for each ranking, in nats."""
+    temperature: float = 1.0
+
+
+def report(
+    rankings: Sequence[RankedResponses],
+    scores: Sequence[Sequence[float]],
+    *,
+    temperature: float = 1.0,
+    num_truncated: int = 0,
+    name: str = "first",
+    other: OtherModel | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What a reward model is worth on these rankings: every figure with its 95 % interval by prompt, as report.json.
+
+    A figure is {"value", "interval"}, or None where there is nothing to measure; an interval is None where a single
+    prompt tells nothing about others. All judgments count alike, and each pair of responses counts once for each.
+
+    - accuracy: of the pairs that an annotator ordered, the share whose better response has the higher reward; equal
+      rewards count half.
+    - accuracy_with_ties: of all pairs that were judged, the share that got the annotator's verdict, where the model is
+      taken to call a tie if rewards differ by `tie_threshold` nats or less: the threshold that serves it best here.
+    - kendall_tau: tau-b of each ranking that orders anything, averaged; equal rewards throughout count 0.
+    - top_1: how often the highest reward is in the ranking's best group; equally high ones share.
+    - log_loss (nats), brier, ece: of sigmoid(margin / temperature) as the probability of an ordered pair; ece over 15
+      bins of equally many pairs by the probability of the winner that the model names, beside `ece_if_calibrated`.
+    - slices: the same of a part of the pairs; length_difference is relative to the longer response, in characters.
+    - length: correlation is Spearman's of reward and length among the responses to one prompt, averaged over prompts;
+      partial_correlation, given the human verdict, is that of how far the better response leads in reward and in
+      length, over ordered pairs: 0 where length moves rewards no further than it moves people. longer_wins is the
+      accuracy of a rule that prefers the longer response.
+    - ceiling: where two or more annotators judged the same responses, see `_ceiling`.
+    - comparison: with `other`, on the same pairs. Gains are this model's less the other's, in accuracy and in nats of
+      log-likelihood; McNemar's p takes pairs as independent, the intervals do not. Equal rewards count as not right in
+      its numbers.
+
+    Args:
+        scores: (K,) for each ranking, in nats.
+        temperature: what divides margins to make them log-odds.
+        num_truncated: responses that lost something to the maximum length; only told on.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: there are not as many scores as responses, or one is not a finite number.
+    """
+    pairs = _Pairs.of(rankings, scores, other.scores if other else scores)
+    prompts = np.array(_numbers(map(_prompt_key, rankings)), dtype=np.int64)
+    ordered = pairs.where(~pairs.is_tied)
+    by_prompt = Clustered(prompts[ordered.ranking], seed)
+    by_ranking = _Rankings(rankings, scores, pairs, prompts, seed)
+    is_right, threshold = measures.right_with_ties(pairs.margins, pairs.is_tied)
+    log_odds = ordered.margins / temperature
+    return {
+        "figures": {
+            "accuracy": by_prompt.share(measures.right(ordered.margins)),
+            "accuracy_with_ties": Clustered(prompts[pairs.ranking], seed).share(is_right),
+            "kendall_tau": by_ranking.kendall_tau(),
+            "top_1": by_ranking.top_1(),
+            "log_loss": by_prompt.mean(measures.log_losses(log_odds)),
+            "brier": by_prompt.mean(measures.brier_scores(log_odds)),
+            "ece": measures.calibration_error(by_prompt, log_odds),
+        },
+        "num_rankings": len(rankings),
+        "num_pairs": len(ordered.ranking),
+        "num_prompts": by_prompt.num_clusters,
+        "num_tied_pairs": int(pairs.is_tied.sum()),
+        "num_truncated": num_truncated,
+        "temperature": temperature,
+        "tie_threshold": threshold,
+        "ece_if_calibrated": measures.error_if_calibrated(log_odds),
+        "reliability": measures.reliability(log_odds, prompts[ordered.ranking]),
+        "slices": _slices(rankings, ordered, prompts, temperature, seed),
+        "length": {"correlation": by_ranking.length_correlation(), **_length(ordered, prompts, seed)},
+        "ceiling": _ceiling(rankings, ordered, prompts, seed),
+        "comparison": _compare(ordered, by_prompt, temperature, name, other) if other else None,
+    }
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Judged pairs of responses, the better one first."""
+
+    ranking: Ints
+    is_tied: Bools
+    better: Floats
+    """(N, 3): reward, length in characters, the other model's reward."""
+    worse: Floats
+
+    @classmethod
+    def of(
+        cls,
+        rankings: Sequence[RankedResponses],
+        scores: Sequence[Sequence[float]],
+        others: Sequence[Sequence[float]],
+    ) -> Self:
+        values = [
+            np.array([own, [len(text) for text in ranked.responses], other], dtype=np.float64).T
+            for ranked, own, other in zip(rankings, scores, others, strict=True)
+        ]
+        if not all(np.isfinite(value).all() for value in values):
+            raise ValueError("a score is not a finite number")
+        return cls(*measures.judged_pairs([ranked.groups for ranked in rankings], values))
+
+    def where(self, chosen: Bools) -> Self:
+        return type(self)(self.ranking[chosen], self.is_tied[chosen], self.better[chosen], self.worse[chosen])
+
+    @property
+    def margins(self) -> Floats:
+        return self.better[:, 0] - self.worse[:, 0]
+
+    @property
+    def lengths(self) -> Floats:
+        """By how many characters the better response is longer."""
+        return self.better[:, 1] - self.worse[:, 1]
+
+    @property
+    def other_margins(self) -> Floats:
+        return self.better[:, 2] - self.worse[:, 2]
+
+    @property
+    def length_difference(self) -> Floats:
+        """As a share of the longer response's length."""
+        return np.abs(self.lengths) / np.maximum(1, np.maximum(self.better[:, 1], self.worse[:, 1]))
+
+
+@dataclass(frozen=True)
+class _Rankings:
+    """Figures of whole rankings."""
+
+    rankings: Sequence[RankedResponses]
+    scores: Sequence[Sequence[float]]
+    pairs: _Pairs
+    prompts: Ints
+    seed: int
+
+    def kendall_tau(self) -> Figure:
+        pairs = self.pairs
+        taus = measures.kendall_tau_b(pairs.ranking, pairs.is_tied, pairs.margins, len(self.rankings))
+        known = np.isfinite(taus)
+        return Clustered(self.prompts[known], self.seed).mean(taus[known])
+
+    def top_1(self) -> Figure:
+        shares = measures.top_1([ranked.groups for ranked in self.rankings], [np.array(own) for own in self.scores])
+        known = np.isfinite(shares)
+        return Clustered(self.prompts[known], self.seed).share(shares[known])
+
+    def length_correlation(self) -> Figure:
+        """Each response counts once for each aspect, however many annotators judged it."""
+        rewards: dict[tuple[int, str], dict[str, float]] = defaultdict(dict)
+        for prompt, ranked, own in zip(self.prompts.tolist(), self.rankings, self.scores, strict=True):
+            rewards[prompt, ranked.aspect].update(zip(ranked.responses, own, strict=True))
+        lengths = [np.array([len(text) for text in own]) for own in rewards.values()]
+        found = measures.spearman([np.array(list(own.values())) for own in rewards.values()], lengths)
+        known = np.isfinite(found)
+        prompts = np.array([prompt for prompt, _ in rewards], dtype=np.int64)
+        return Clustered(prompts[known], self.seed).mean(found[known])
+
+
+def _length(ordered: _Pairs, prompts: Ints, seed: int) -> dict[str, Figure]:
+    def accuracy(chosen: Bools) -> Figure:
+        own = ordered.where(chosen)
+        return Clustered(prompts[own.ranking], seed).share(measures.right(own.margins))
+
+    by_prompt = Clustered(prompts[ordered.ranking], seed)
+    return {
+        "partial_correlation": measures.rank_correlation(by_prompt, ordered.margins, ordered.lengths),
+        "accuracy_shorter_preferred": accuracy(ordered.lengths < 0),
+        "accuracy_longer_preferred": accuracy(ordered.lengths > 0),
+        "longer_wins": by_prompt.share(measures.right(ordered.lengths)),
+    }
+
+
+def _slices(
+    rankings: Sequence[RankedResponses], ordered: _Pairs, prompts: Ints, temperature: float, seed: int
+) -> dict[str, list[dict[str, Any]]]:
+    def by(names: Sequence[str], names_in_order: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """Of the pairs by the names of their rankings; the largest first where the names have no order."""
+        told = names_in_order or list(dict.fromkeys(names))
+        code = {name: number for number, name in enumerate(told)}
+        return cut(np.array([code[name] for name in names], dtype=np.int64)[ordered.ranking], told, not names_in_order)
+
+    def cut(codes: Ints, names: Sequence[str], is_by_size: bool = False) -> list[dict[str, Any]]:
+        sizes = np.bincount(codes, minlength=len(names))
+        numbers = np.argsort(-sizes, kind="stable")[:MAX_SLICES] if is_by_size else np.arange(len(names))
+        return [one(names[number], codes == number) for number in numbers if sizes[number]]
+
+    def one(name: str, chosen: Bools) -> dict[str, Any]:
+        own = ordered.where(chosen)
+        by_prompt = Clustered(prompts[own.ranking], seed)
+        return {
+            "name": name,
+            "num_pairs": len(own.ranking),
+            "num_prompts": by_prompt.num_clusters,
+            "accuracy": by_prompt.share(measures.right(own.margins)),
+            "log_loss": by_prompt.mean(measures.log_losses(own.margins / temperature)),
+            "ece": measures.calibration_error(by_prompt, own.margins / temperature),
+        }
+
+    sizes = [len(ranked.responses) for ranked in rankings]
+    buckets = np.searchsorted(LENGTH_BUCKETS, ordered.length_difference, side="left")
+    return {
+        "aspect": by([ranked.aspect for ranked in rankings]),
+        "source": by([ranked.source or NOT_TOLD for ranked in rankings]),
+        "annotator": by([ranked.annotator or NOT_TOLD for ranked in rankings]),
+        "num_responses": by([str(size) for size in sizes], [str(size) for size in sorted(set(sizes))]),
+        "strength": by([STRENGTHS[ranked.strength] for ranked in rankings], list(STRENGTHS.values())),
+        "length_difference": cut(buckets, LENGTH_BUCKET_NAMES),
+    }
+
+
+def _ceiling(rankings: Sequence[RankedResponses], ordered: _Pairs, prompts: Ints, seed: int) -> dict[str, Any] | None:
+    """How well people agree on items that two or more of them judged: what a reward model can be expected to reach.
+
+    An item is a prompt with its responses, in whatever order, and an aspect. Of an annotator's judgments on one the
+    last counts; annotators who are not told are taken for different ones.
+
+    - leave_one_out: an annotator's verdict against the majority of the others', over ordered pairs; half where these
+      are split. It is an accuracy as a reward model's is, and `accuracy` is that of this one on the same items.
+    - agreement: how often two verdicts on a pair agree, of those that order it; each verdict has one voice.
+    - low, high: what agreement says about the accuracy of the best possible model; see `measures.ceiling_bounds`.
+    """
+    judgments: dict[tuple[int, str, tuple[str, ...]], dict[str | int, int]] = defaultdict(dict)
+    for number, ranked in enumerate(rankings):
+        key = (int(prompts[number]), ranked.aspect, tuple(sorted(ranked.responses)))
+        judgments[key][number if ranked.annotator is None else ranked.annotator] = number
+    items = [list(numbers.values()) for numbers in judgments.values() if len(numbers) > 1]
+    if not items:
+        return None
+    kept = [number for numbers in items for number in numbers]
+    item_of = np.repeat(np.arange(len(items)), [len(numbers) for numbers in items])
+    groups = [_groups_by_text(rankings[number]) for number in kept]
+    item, num_first, num_second, num_tied = measures.count_verdicts(groups, item_of)
+    prompt = prompts[[numbers[0] for numbers in items]][item]
+    num_decided = num_first + num_second
+    others_judged = (num_decided > 0) & (num_decided + num_tied > 1)
+    agreed = num_decided > 1
+    if not agreed.any():
+        return None
+    found = Clustered(prompt[agreed], seed).share(
+        (measures.agreement(num_first, num_second) * num_decided)[agreed], num_decided[agreed]
+    )
+    low, high = measures.ceiling_bounds(found["value"] if found else 0.5)
+    same = ordered.where(np.isin(ordered.ranking, kept))
+    return {
+        "leave_one_out": Clustered(prompt[others_judged], seed).share(
+            measures.leave_one_out(num_first, num_second)[others_judged], num_decided[others_judged]
+        ),
+        "agreement": found,
+        "low": low,
+        "high": high,
+        "num_items": len(items),
+        "accuracy": Clustered(prompts[same.ranking], seed).share(measures.right(same.margins)),
+    }
+
+
+def _compare(
+    ordered: _Pairs, by_prompt: Clustered, temperature: float, name: str, other: OtherModel
+) -> dict[str, Any] | None:
+    if not len(ordered.ranking):
+        return None
+    first, second = ordered.margins, ordered.other_margins
+    is_first, is_second = first > 0, second > 0
+    num_only_first, num_only_second = int((is_first & ~is_second).sum()), int((is_second & ~is_first).sum())
+    gains = measures.log_losses(second / other.temperature) - measures.log_losses(first / temperature)
+    return {
+        "name_first": name,
+        "name_second": other.name,
+        "accuracy_first": by_prompt.share(measures.right(first)),
+        "accuracy_second": by_prompt.share(measures.right(second)),
+        "accuracy_gain": by_prompt.mean(measures.right(first) - measures.right(second)),
+        "log_loss_gain": by_prompt.mean(gains),
+        "mcnemar_p": measures.mcnemar(num_only_first, num_only_second),
+        "num_both": int((is_first & is_second).sum()),
+        "num_only_first": num_only_first,
+        "num_only_second": num_only_second,
+        "num_neither": int((~is_first & ~is_second).sum()),
+    }
+
+
+def _groups_by_text(ranked: RankedResponses) -> list[int]:
+    """The groups of the responses in the order of their texts."""
+    groups = ranked.groups
+    return [groups[place] for place in sorted(range(len(groups)), key=ranked.responses.__getitem__)]
+
+
+def _prompt_key(ranked: RankedResponses) -> str:
+    return json.dumps([[message["role"], message["content"]] for message in ranked.prompt])
+
+
+def _numbers(keys: Iterable[str]) -> list[int]:
+    """A number for each key, the same for equal ones."""
+    known: dict[str, int] = {}
+    return [known.setdefault(key, len(known)) for key in keys]
 
 
 def evaluate(config: EvaluateConfig, run_dir: RunDir, stop: StopFlag) -> dict[str, Any]:
@@ -166,22 +447,3 @@ def _read_scores(path: Path) -> Iterator[Scored]:
         if line.endswith("\n"):
             row = json.loads(line)
             yield Scored(row["scores"], row["num_truncated"])
-
-
-def _design_effect(counts: Sequence[tuple[float, float]]) -> float:
-    """The variance of the share over that of as many independent trials."""
-    num_clusters, num_trials = len(counts), sum(trials for _, trials in counts)
-    share = sum(successes for successes, _ in counts) / num_trials
-    spread = math.fsum((successes - share * trials) ** 2 for successes, trials in counts)
-    return num_clusters / (num_clusters - 1) * spread / (num_trials * share * (1 - share))
-
-
-def _wilson(share: float, num_trials: float, quantile: float) -> tuple[float, float]:
-    """E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927."""
-    square = quantile**2 / num_trials
-
-    def lower(share: float) -> float:
-        half = math.sqrt(share * (1 - share) * square + square**2 / 4)
-        return max(0.0, (share + square / 2 - half) / (1 + square))
-
-    return (lower(share), 1 - lower(1 - share))
