@@ -75,7 +75,7 @@ def dispatch(config: RunConfig, run_dir: RunDir, stop: StopFlag) -> dict[str, An
     """The result of a run of any kind. Each kind loads only the packages it needs."""
     match config:
         case RewardModelConfig():
-            from training.alignment.reward_model import train_reward_model  # noqa: PLC0415
+            from training.alignment.reward_training import train_reward_model  # noqa: PLC0415
 
             return train_reward_model(config, run_dir, stop)
         case EvaluateConfig():

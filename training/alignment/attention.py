@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -96,7 +97,7 @@ def _by_parts(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         start, shared = span.start, span.stops[0]
         if shared > start:
             parts.append(_attend(query[:, :, start:shared], key[:, :, start:shared], value[:, :, start:shared], rule))
-        for begin, end in zip(span.stops, span.stops[1:], strict=False):
+        for begin, end in pairwise(span.stops):
             keys, values = (
                 torch.cat([one[:, :, start:shared], one[:, :, begin:end]], dim=2)
                 if shared > start

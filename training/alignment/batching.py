@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 CPU_TOKENS = 1024  # keep a CPU busy; a wider batch only adds padding
+CPU_PACKED_TOKENS = 4096  # without padding, until activations no longer fit the caches
 
 
 def batches(lengths: Sequence[int], counts: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -40,6 +41,8 @@ def pad(sequences: Sequence[Sequence[int] | np.ndarray], device: torch.device) -
     return ids.to(device), mask.to(device)
 
 
-def budget(max_tokens: int, device: torch.device) -> int:
+def budget(max_tokens: int, device: torch.device, is_padded: bool = True) -> int:
     """Tokens of one forward pass that serve a device best, within the limit."""
-    return min(max_tokens, CPU_TOKENS) if device.type == "cpu" else max_tokens
+    if device.type != "cpu":
+        return max_tokens
+    return min(max_tokens, CPU_TOKENS if is_padded else CPU_PACKED_TOKENS)

@@ -18,9 +18,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 
-def save_training_state(folder: Path, optimizer: Optimizer, scheduler: LRScheduler) -> None:
-    """Write optimizer.safetensors, random.safetensors and training.json into `folder`."""
-    state = optimizer.state_dict()
+def save_training_state(
+    folder: Path, optimizer: Optimizer, scheduler: LRScheduler, state: dict[str, Any] | None = None
+) -> None:
+    """Write optimizer.safetensors, random.safetensors and training.json into `folder`.
+
+    Args:
+        state: the optimizer's, where it is gathered from several processes; its parameters have names then.
+    """
+    state = optimizer.state_dict() if state is None else state
     tensors, numbers = _split(state["state"])
     save_file(tensors, folder / "optimizer.safetensors")
     save_file(_random_tensors(), folder / "random.safetensors")
@@ -36,18 +42,27 @@ def save_training_state(folder: Path, optimizer: Optimizer, scheduler: LRSchedul
 
 def load_training_state(folder: Path, optimizer: Optimizer, scheduler: LRScheduler) -> None:
     """Put optimizer and schedule where `save_training_state` found them."""
-    written = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    state: dict[int, dict[str, Any]] = {}
+    optimizer.load_state_dict(read_optimizer_state(folder))
+    scheduler.load_state_dict(read_schedule(folder))
+
+
+def read_schedule(folder: Path) -> dict[str, Any]:
+    return _read_training(folder)["scheduler"]
+
+
+def read_optimizer_state(folder: Path) -> dict[str, Any]:
+    """The state that `save_training_state` has written, as the optimizer or the gathering functions give it."""
+    written = _read_training(folder)
+    state: dict[int | str, dict[str, Any]] = {}
     for name, value in [*load_file(folder / "optimizer.safetensors").items(), *written["numbers"].items()]:
-        parameter, key = name.split(".", 1)
-        state.setdefault(int(parameter), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": written["param_groups"]})
-    scheduler.load_state_dict(written["scheduler"])
+        parameter, key = name.rsplit(".", 1)
+        state.setdefault(int(parameter) if parameter.isdecimal() else parameter, {})[key] = value
+    return {"state": state, "param_groups": written["param_groups"]}
 
 
 def load_random_state(folder: Path) -> None:
     """Put the random generators of Python, NumPy and torch (with its GPUs) where `save_training_state` found them."""
-    written = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    written = _read_training(folder)
     version, internal, gauss = written["python_random"]
     random.setstate((version, tuple(internal), gauss))
     numpy_state = written["numpy_random"]
@@ -60,7 +75,11 @@ def load_random_state(folder: Path) -> None:
             torch.cuda.set_rng_state(tensor, int(device))
 
 
-def _split(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_training(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "training.json").read_text(encoding="utf-8"))
+
+
+def _split(state: Mapping[Any, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and plain values of an optimizer's state, by "parameter.key"."""
     flat = {f"{parameter}.{key}": value for parameter, values in state.items() for key, value in values.items()}
     tensors = {name: value.contiguous() for name, value in flat.items() if isinstance(value, Tensor)}

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from training.alignment.preferences import Messages, encode_prompt
-from training.alignment.reward_model import fit_length
+from training.alignment.reward_net import fit_length
 
 Progress = Callable[[int, int], None]
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from torch import Tensor
 from training.alignment.batching import batches, pad
 
 Tokens = NDArray[np.int32]
+MAX_FAMILY = 64
+"""Sequences that share a beginning at the most: more would save next to nothing."""
 CUDA_BLOCK = 128  # of FlexAttention; rows of few different lengths also spare compilations
 
 
@@ -87,16 +90,59 @@ def bundle(sequences: Sequence[Sequence[int] | Tokens], packing: Packing) -> Bun
         raise ValueError(f"sequence {[len(sequence) for sequence in tokens].index(0)} is empty")
     if packing != Packing.SHARED:
         return Bundle(tuple(_group(tokens, [place], 0) for place in range(len(tokens))))
-    groups: list[tuple[list[int], int]] = []
-    for place in sorted(range(len(tokens)), key=lambda place: tokens[place].tolist()):
-        if groups:
-            places, shared = groups[-1]
-            both = min(shared, _common(tokens[places[-1]], tokens[place]))
-            if both > 0 and len(places) * both >= (len(places) - 1) * shared:  # it saves no less than without
-                groups[-1] = ([*places, place], both)
-                continue
-        groups.append(([place], len(tokens[place]) - 1))
-    return Bundle(tuple(_group(tokens, places, shared if len(places) > 1 else 0) for places, shared in groups))
+    return Bundle(tuple(_group(tokens, places, shared) for places, shared in _families(tokens)))
+
+
+def parts(texts: Sequence[Sequence[int] | Tokens], packing: Packing, max_tokens: int) -> list[tuple[Bundle, list[int]]]:
+    """Sequences that need not stay together: bundles of at most `max_tokens` tokens, with the sequences' numbers."""
+    found: list[tuple[Bundle, list[int]]] = []
+    for group in bundle(texts, packing).groups:
+        for some in _divide([len(ending) for ending in group.endings], max_tokens - len(group.prefix)):
+            endings = tuple(group.endings[number] for number in some)
+            part = Group(group.prefix, endings, tuple(range(len(some))))
+            found.append((Bundle((part,)), [group.places[number] for number in some]))
+    return found
+
+
+def _divide(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Neighbours together, as many as fit, at least one."""
+    found: list[list[int]] = []
+    room = 0
+    for number, size in enumerate(sizes):
+        if not found or room < size:
+            found.append([])
+            room = budget
+        found[-1].append(number)
+        room -= size
+    return found
+
+
+def _families(tokens: Sequence[Tokens]) -> list[tuple[list[int], int]]:
+    """Which sequences share their beginning, and how much of it, so that the fewest tokens are left.
+
+    In sorted order those that share most stand together. A family of m that begins with c tokens in common saves
+    (m - 1) c of them; the best division into families follows from the best ones of what comes before.
+    """
+    order = sorted(range(len(tokens)), key=lambda place: tokens[place].tolist())
+    shared = [_common(tokens[one], tokens[other]) for one, other in pairwise(order)]
+    saved, starts = [0], [0]
+    for stop in range(1, len(order) + 1):
+        best, best_start, common = saved[stop - 1], stop - 1, 0
+        for start in range(stop - 2, max(-1, stop - 1 - MAX_FAMILY), -1):
+            common = min(common, shared[start]) if common else shared[start]
+            if common == 0:
+                break
+            if saved[start] + (stop - 1 - start) * common >= best:
+                best, best_start = saved[start] + (stop - 1 - start) * common, start
+        saved.append(best)
+        starts.append(best_start)
+    found: list[tuple[list[int], int]] = []
+    stop = len(order)
+    while stop > 0:
+        start = starts[stop]
+        found.append((order[start:stop], min(shared[start : stop - 1], default=0)))
+        stop = start
+    return found[::-1]
 
 
 def _group(tokens: Sequence[Tokens], places: Sequence[int], shared: int) -> Group:
@@ -138,7 +184,7 @@ class Layout:
         found = np.empty(self.num_tokens, dtype=np.int64)
         for span in self.spans:
             found[span.start : span.stops[0]] = np.arange(span.stops[0] - span.start)
-            for start, stop in zip(span.stops, span.stops[1:], strict=False):
+            for start, stop in pairwise(span.stops):
                 found[start:stop] = np.arange(stop - start) + span.stops[0] - span.start
         return found
 
@@ -148,7 +194,7 @@ class Layout:
         number = 0
         for group, span in enumerate(self.spans):
             groups[span.start : span.stops[-1]] = group
-            for start, stop in zip(span.stops, span.stops[1:], strict=False):
+            for start, stop in pairwise(span.stops):
                 number += 1
                 endings[start:stop] = number
         return groups, endings
@@ -199,6 +245,19 @@ def plan(bundles: Sequence[Bundle], packing: Packing, max_tokens: int) -> list[l
     return rows
 
 
+def real_share(bundles: Sequence[Bundle], packing: Packing, max_tokens: int, device: torch.device) -> float:
+    """The share of the tokens in all rows that is not padding."""
+    computed = 0
+    for row in plan(bundles, packing, max_tokens):
+        own = [bundles[place] for place in row]
+        if packing == Packing.PADDED:
+            computed += max(one.longest for one in own) * sum(one.num_sequences for one in own)
+        else:
+            num_tokens = sum(one.num_tokens for one in own)
+            computed += num_tokens + (-num_tokens % CUDA_BLOCK if device.type == "cuda" else 0)
+    return sum(one.num_tokens for one in bundles) / computed
+
+
 def build_row(bundles: Iterable[Bundle], packing: Packing, device: torch.device) -> Row:
     """The row of some bundles; its sequences are numbered through, bundle by bundle."""
     if packing == Packing.PADDED:
@@ -220,8 +279,7 @@ def build_row(bundles: Iterable[Bundle], packing: Packing, device: torch.device)
             place = stops[-1]
         num_before += one.num_sequences
     num_tokens = place
-    if device.type == "cuda" and place % CUDA_BLOCK:
-        filling = CUDA_BLOCK - place % CUDA_BLOCK
+    if device.type == "cuda" and (filling := -place % CUDA_BLOCK):
         pieces.append(np.zeros(filling, dtype=np.int32))
         spans.append(Span(place, (place, place + filling)))
     layout = Layout(spans)

@@ -23,6 +23,7 @@ from training.alignment.config import ConfigError
 Messages = Sequence[Mapping[str, str]]
 ROLES = ("system", "user", "assistant")
 ANY = "all"
+CUTS = 16
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,21 @@ class Encoded:
         return self.num_dropped > 0
 
 
+@dataclass(frozen=True)
+class Scorable:
+    """A conversation as the token ids that a reward model reads."""
+
+    ids: list[int]
+    num_dropped: int
+    """Tokens of the prompt, and of the response where it is cut, lost to the maximum length."""
+    is_cut: bool
+    """The response by itself is too long, and has lost its beginning."""
+
+    @property
+    def is_truncated(self) -> bool:
+        return self.num_dropped > 0
+
+
 def read_rankings(path: Path, split: str | None = None, aspect: str | None = None) -> Iterator[RankedResponses]:
     """Rankings of a preference set, in the order of its lines; all of them, or those of one split or one aspect.
 
@@ -116,14 +132,29 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages, response: str
     What exceeds `max_length` is dropped from the beginning, after the BOS token: the response's end always stays.
     Where a token spans the border of prompt and response, it counts as the response's.
     """
-    ids = _render(tokenizer, [*messages, {"role": "assistant", "content": response}])
-    if tokenizer.eos_token_id is not None and not _is_closed(tokenizer, ids):
-        ids.append(tokenizer.eos_token_id)
-    prompt = _render(tokenizer, messages, add_generation_prompt=True)
-    num_prompt_tokens = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, prompt, strict=False)))
+    ids = _render_closed(tokenizer, messages, response)
+    num_prompt_tokens = _num_prompt_tokens(tokenizer, messages, ids)
     kept = _truncate(tokenizer, ids, max_length)
     num_dropped = len(ids) - len(kept)
     return Encoded(kept, max(num_prompt_tokens - num_dropped, _num_begin(tokenizer, kept)), num_dropped)
+
+
+def encode_to_score(tokenizer: PreTrainedTokenizerBase, messages: Messages, response: str, max_length: int) -> Scorable:
+    """Prompt and response as `encode` gives them, but a prompt that is too long is cut in steps.
+
+    The steps are a sixteenth of `max_length`: responses of about equal length keep the same part of their prompt, which
+    is then computed once for all of them, and how much each keeps does not depend on the others. Only a response that
+    is too long by itself loses its own beginning.
+    """
+    ids = _render_closed(tokenizer, messages, response)
+    excess = len(ids) - max_length
+    if excess <= 0:
+        return Scorable(ids, 0, is_cut=False)
+    num_begin = _num_begin(tokenizer, ids)
+    droppable = _num_prompt_tokens(tokenizer, messages, ids) - num_begin
+    step = max(1, max_length // CUTS)
+    num_dropped = max(excess, min(droppable, -(-excess // step) * step))
+    return Scorable(ids[:num_begin] + ids[num_begin + num_dropped :], num_dropped, is_cut=excess > droppable)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages, max_length: int) -> list[int]:
@@ -217,6 +248,18 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generati
         roles = ", ".join(message["role"] for message in messages)
         raise ConfigError(f"the tokenizer's chat template refuses a conversation of {roles}: {error}") from error
     return list(ids)
+
+
+def _render_closed(tokenizer: PreTrainedTokenizerBase, messages: Messages, response: str) -> list[int]:
+    ids = _render(tokenizer, [*messages, {"role": "assistant", "content": response}])
+    if tokenizer.eos_token_id is not None and not _is_closed(tokenizer, ids):
+        ids.append(tokenizer.eos_token_id)
+    return ids
+
+
+def _num_prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Messages, ids: Sequence[int]) -> int:
+    prompt = _render(tokenizer, messages, add_generation_prompt=True)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, prompt, strict=False)))
 
 
 def _without_surrogates(text: str) -> str:

@@ -35,7 +35,8 @@ from scipy.special import stdtrit
 from training.alignment.config import ConfigError, RejectionSamplingConfig, RewardModelConfig
 from training.alignment.generation import sample
 from training.alignment.preferences import Messages, read_rankings
-from training.alignment.reward_model import RewardModel, agree, join_processes, train_reward_model
+from training.alignment.reward_model import RewardModel, agree, join_processes
+from training.alignment.reward_training import train_reward_model
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag, write_whole
 from training.alignment.sft import Example, Stage, fine_tune, load_policy, read_examples
 

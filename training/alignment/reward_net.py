@@ -128,6 +128,15 @@ class RewardNet(nn.Module):
         return packed.shape == alone.shape and bool(torch.allclose(packed, alone, rtol=tolerance, atol=tolerance))
 
 
+def silence_dropout(model: PreTrainedModel) -> None:
+    """Switch dropout off for good, in training too: it would blur the few differences that a ranking tells."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
 def _means(hidden: Tensor, row: Row) -> Tensor:
     """(N, D) the mean of each sequence's tokens, where sequences stand side by side."""
     sizes = row.lasts - row.firsts + 1

@@ -36,7 +36,8 @@ from trl import SFTTrainer
 from training.alignment.checkpoint import load_random_state, load_training_state, save_training_state
 from training.alignment.config import ConfigError, RejectionSamplingConfig, SftConfig
 from training.alignment.preferences import ROLES, Messages, encode, read_rankings
-from training.alignment.reward_model import agree, fit_length, join_processes
+from training.alignment.reward_model import agree, join_processes
+from training.alignment.reward_net import fit_length
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag, replace_folder
 from training.alignment.tiny_lm import build_tiny_lm
 

@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from tests.training.alignment.material import write_rankings
 from training.alignment.config import RewardModelConfig
-from training.alignment.reward_model import train_reward_model
+from training.alignment.reward_training import train_reward_model
 from training.alignment.run_dir import RunDir, StopFlag
 from training.alignment.tiny_lm import build_tiny_lm
 

@@ -4,7 +4,10 @@ import json
 import random
 from pathlib import Path
 
+from training.alignment.reward_model import RewardModel
 from training.alignment.run_dir import StopFlag
+
+WORDS = ["eggs", "rice", "water", "salt", "boil", "minutes", "please", "thank", "1", "2", "<|end|>", "é", "你好"]
 
 
 class StopAt(StopFlag):
@@ -41,3 +44,16 @@ def write_rankings(path: Path, *, num_train: int, num_validation: int, num_test:
             }
             file.write(json.dumps(row) + "\n")
     return path
+
+
+def random_pairs(n: int, seed: int = 0) -> list:
+    draw = random.Random(seed)
+
+    def text(longest: int) -> str:
+        return " ".join(draw.choices(WORDS, k=draw.randint(1, longest)))
+
+    return [([{"role": "user", "content": text(20)}], text(draw.choice([3, 40]))) for _ in range(n)]
+
+
+def alone(model: RewardModel, pairs: list) -> list[float]:
+    return [model.score([pair])[0] for pair in pairs]

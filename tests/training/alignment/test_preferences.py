@@ -49,7 +49,11 @@ def write(path, *rows: dict):
 
 def test_rankings_are_read_in_the_order_of_the_lines(tmp_path):
     told = {"annotator": "a1", "aspect": "style", "split": "test", "id": "f00", "strength": 2, "all_bad": True}
-    path = write(tmp_path / "preferences.jsonl", row(), row(**told, source="browser", meta={"bad": [0, 2]}, shown_order=[2, 0, 1]))
+    path = write(
+        tmp_path / "preferences.jsonl",
+        row(),
+        row(**told, source="browser", meta={"bad": [0, 2]}, shown_order=[2, 0, 1]),
+    )
 
     assert list(read_rankings(path)) == [
         RankedResponses(PROMPT, ("one", "two", "three"), ((1,), (0, 2))),

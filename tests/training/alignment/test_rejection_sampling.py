@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from training.alignment.config import ConfigError, RejectionSamplingConfig, RewardModelConfig, SftConfig
 from training.alignment.rejection_sampling import best_of, distinct_prompts, paired_gain, run_rejection_sampling
-from training.alignment.reward_model import RewardModel, train_reward_model
+from training.alignment.reward_model import RewardModel
+from training.alignment.reward_training import train_reward_model
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag
 from training.alignment.sft import train_sft
 

@@ -1,0 +1,253 @@
+import dataclasses
+import json
+import math
+import statistics
+
+import pytest
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from tests.training.alignment.material import StopAt, alone, random_pairs, write_rankings
+from training.alignment.config import ConfigError, RewardModelConfig
+from training.alignment.evaluation import measure
+from training.alignment.preferences import read_rankings
+from training.alignment.reward_model import RewardModel
+from training.alignment.reward_net import RewardNet
+from training.alignment.reward_training import train_reward_model
+from training.alignment.run_dir import Interrupted, RunDir, StopFlag
+
+
+def start(path, backbone, preferences, **values) -> tuple[RewardModelConfig, RunDir]:
+    config = RewardModelConfig(
+        **{
+            "backbone": str(backbone),
+            "preferences": str(preferences),
+            "learning_rate": 3e-3,
+            "num_epochs": 1.0,
+            "save_minutes": 60.0,
+            **values,
+        }
+    )
+    return config, RunDir.create(path, config)
+
+
+def curve(run_dir: RunDir) -> list[dict]:
+    return [{key: line[key] for key in line if key != "time"} for line in run_dir.read_metrics()]
+
+
+def losses(run_dir: RunDir) -> list[float]:
+    return [line["loss"] for line in run_dir.read_metrics() if line["phase"] == "train"]
+
+
+def test_a_reward_model_learns_what_is_better(reward_model_run):
+    result = reward_model_run.read_result()
+
+    assert result == {
+        "model": "model",
+        "accuracy": 1.0,
+        "interval": [pytest.approx(0.81, abs=0.01), 1.0],
+        "num_pairs": 102,
+        "num_prompts": 20,
+        "loss": pytest.approx(0, abs=0.1),
+        "validation_loss": pytest.approx(0, abs=0.1),
+        "best_step": result["best_step"],
+        "num_steps": 48,
+        "num_train_rankings": 92,
+        "num_tied_rankings": 4,
+        "num_too_long": 0,
+        "num_truncated": 0,
+        "packing": "shared",
+        "real_tokens": 1.0,
+        "temperature": result["temperature"],
+    }
+    model = RewardModel.load(reward_model_run.model)
+    prompt = [{"role": "user", "content": "What do I put into dish 500?"}]
+    scores = model.score(
+        [(prompt, "salt salt salt salt"), (prompt, "eggs salt salt eggs"), (prompt, "eggs eggs eggs eggs")]
+    )
+    assert scores == sorted(scores)
+
+
+def test_metrics_tell_how_far_it_is(reward_model_run):
+    lines = curve(reward_model_run)
+
+    assert [(line["step"], line["phase"]) for line in lines] == [
+        (step, phase) for step in range(1, 49) for phase in (["train", "validation"] if step % 12 == 0 else ["train"])
+    ]
+    assert [line["progress"] for line in lines] == [pytest.approx(0.95 * line["step"] / 48) for line in lines]
+    assert {frozenset(line) for line in lines} == {
+        frozenset({"step", "phase", "progress", "loss", "learning_rate", "tokens"}),
+        frozenset({"step", "phase", "progress", "loss", "accuracy"}),
+    }
+
+
+def test_scores_have_mean_zero_and_deviation_one_on_the_training_set(reward_model_run, rankings_path):
+    model = RewardModel.load(reward_model_run.model)
+    train = list(read_rankings(rankings_path, split="train"))
+
+    scores = model.score([(ranked.prompt, text) for ranked in train for text in ranked.responses])
+
+    assert statistics.fmean(scores) == pytest.approx(0, abs=1e-6)
+    assert statistics.pstdev(scores) == pytest.approx(1, abs=1e-6)
+    assert model.max_length == 512
+
+
+def test_the_best_on_validation_is_kept(tmp_path, llama_folder, rankings_path):
+    config, run_dir = start(tmp_path, llama_folder, rankings_path, eval_steps=1, learning_rate=0.02, num_epochs=6.0)
+
+    result = train_reward_model(config, run_dir, StopFlag())
+
+    validations = {line["step"]: line["loss"] for line in curve(run_dir) if line["phase"] == "validation"}
+    assert result["best_step"] == min(validations, key=validations.__getitem__) < result["num_steps"]
+    assert result["validation_loss"] == validations[result["best_step"]]
+    model = RewardModel.load(run_dir.model)
+    validation = list(read_rankings(rankings_path, split="validation"))
+    rewards = [
+        [model.std * score for score in model.score([(ranked.prompt, text) for text in ranked.responses])]
+        for ranked in validation
+    ]
+    assert measure(validation, rewards)["loss"] == pytest.approx(result["validation_loss"], abs=1e-5)
+
+
+def test_each_response_goes_through_the_model_once_a_step(tmp_path, llama_folder, rankings_path):
+    config, run_dir = start(tmp_path, llama_folder, rankings_path, eval_steps=1000, batch_size=1000)
+    num_texts = []
+
+    def count(module, inputs):
+        if isinstance(module, RewardNet) and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+            num_texts.append(len(inputs[0].lasts))
+
+    hook = register_module_forward_pre_hook(count)
+    try:
+        train_reward_model(config, run_dir, StopFlag())
+    finally:
+        hook.remove()
+
+    decided = [ranked for ranked in read_rankings(rankings_path, split="train") if ranked.is_decided]
+    distinct = {(ranked.prompt[0]["content"], frozenset(ranked.responses)) for ranked in decided}
+    assert len(losses(run_dir)) == 1
+    assert sum(num_texts) == sum(len(texts) for _, texts in distinct)
+
+
+def test_how_a_step_is_cut_into_batches_changes_nothing(tmp_path, llama_folder, rankings_path):
+    curves = []
+    for max_tokens in (64, 16384):
+        config, run_dir = start(tmp_path / str(max_tokens), llama_folder, rankings_path, max_tokens=max_tokens)
+        train_reward_model(config, run_dir, StopFlag())
+        curves.append(losses(run_dir))
+
+    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
+
+
+def test_same_seed_same_weights(tmp_path, llama_folder, rankings_path):
+    weights = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        config, run_dir = start(tmp_path / name, llama_folder, rankings_path, seed=seed, num_epochs=0.5)
+        train_reward_model(config, run_dir, StopFlag())
+        weights.append((run_dir.model / "model.safetensors").read_bytes())
+
+    assert weights[0] == weights[1] != weights[2]
+
+
+@pytest.mark.parametrize("is_validated", [True, False])
+def test_a_run_stopped_anywhere_ends_as_if_it_had_not_been(tmp_path, llama_folder, rankings_path, is_validated):
+    if not is_validated:
+        rankings_path = write_rankings(tmp_path / "rankings", num_train=60, num_validation=0, num_test=10)
+    values = {"num_epochs": 1.5, "eval_steps": 2}
+    config, whole = start(tmp_path / "whole", llama_folder, rankings_path, **values)
+    expected = train_reward_model(config, whole, StopFlag())
+    config, halting = start(tmp_path / "halting", llama_folder, rankings_path, **values)
+
+    num_stops = 0
+    result = None
+    while result is None:
+        try:  # every attempt takes a step and is stopped, in the end while scoring
+            result = train_reward_model(config, halting, StopAt(1 if num_stops < expected["num_steps"] else 3))
+        except Interrupted:
+            num_stops += 1
+
+    assert num_stops >= expected["num_steps"]
+    assert result == expected
+    assert curve(halting) == curve(whole)
+    for name in ("model.safetensors", "config.json"):
+        assert (halting.model / name).read_bytes() == (whole.model / name).read_bytes()
+
+
+def test_a_checkpoint_holds_no_pickle(tmp_path, llama_folder, rankings_path):
+    config, run_dir = start(tmp_path, llama_folder, rankings_path)
+
+    with pytest.raises(Interrupted, match="stopped after step 1 of 6"):
+        train_reward_model(config, run_dir, StopAt(1))
+
+    folder, state = run_dir.latest_checkpoint()
+    assert state == {"step": 1, "validated_step": 0, "best_step": 0, "best_loss": None, "num_worse": 0}
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "COMPLETE.json",
+        "optimizer.safetensors",
+        "random.safetensors",
+        "state.json",
+        "training.json",
+        "weights.safetensors",
+    ]
+
+
+def test_without_test_rankings_the_result_says_why_there_is_no_accuracy(tmp_path, gpt2_folder):
+    preferences = write_rankings(tmp_path / "rankings", num_train=8, num_validation=0, num_test=0)
+    config, run_dir = start(tmp_path / "run", gpt2_folder, preferences, max_length=20)
+
+    assert train_reward_model(config, run_dir, StopFlag()) == {
+        "model": "model",
+        "accuracy": None,
+        "interval": None,
+        "num_pairs": 0,
+        "num_prompts": 0,
+        "loss": None,
+        "note": "No accuracy: no ranking of the test split puts one response above another.",
+        "num_steps": 1,
+        "num_train_rankings": 8,
+        "num_tied_rankings": 0,
+        "num_too_long": 0,
+        "packing": "shared",
+        "real_tokens": 1.0,
+        "temperature": 1.0,
+        "num_truncated": sum(len(set(ranked.responses)) for ranked in read_rankings(preferences)),
+    }
+    assert math.isfinite(RewardModel.load(run_dir.model).score(random_pairs(1))[0])
+
+
+def test_nothing_to_learn_from_is_told_in_words(tmp_path, llama_folder, rankings_path):
+    ties = tmp_path / "ties.jsonl"
+    rows = [json.loads(line) for line in rankings_path.read_text().splitlines()[:3]]
+    ties.write_text(
+        "".join(json.dumps({**row, "ranking": [list(range(len(row["responses"])))]}) + "\n" for row in rows)
+    )
+    config, run_dir = start(tmp_path / "run", llama_folder, ties)
+
+    with pytest.raises(ConfigError) as refused:
+        train_reward_model(config, run_dir, StopFlag())
+    assert str(refused.value) == (
+        "preferences: nothing to learn: all 3 training rankings of aspect overall tie all responses"
+    )
+    with pytest.raises(ConfigError, match=r"^preferences: the train split has no rankings of aspect style$"):
+        train_reward_model(dataclasses.replace(config, aspect="style"), run_dir, StopFlag())
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path, llama_folder, rankings_path):
+    config, run_dir = start(tmp_path, llama_folder, rankings_path, learning_rate=1e30)
+
+    with pytest.raises(FloatingPointError, match=r"^the loss of step \d is nan; try a lower learning_rate$"):
+        train_reward_model(config, run_dir, StopFlag())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_training_on_a_gpu_in_bfloat16_learns_and_scores_in_single(tmp_path, llama_folder, rankings_path):
+    config, run_dir = start(tmp_path, llama_folder, rankings_path, num_epochs=8.0, eval_steps=12)
+
+    result = train_reward_model(config, run_dir, StopFlag())
+
+    model = RewardModel.load(run_dir.model)
+    pairs = random_pairs(100)
+    assert result["accuracy"] > 0.95
+    assert model.device.type == "cuda"
+    assert model.score(pairs) == pytest.approx(alone(model, pairs), abs=1e-4)

@@ -1,0 +1,153 @@
+"""Judgments as the training loop sees them: prompts with their responses, packed, and what was said about them.
+
+All judgments of the same responses to the same prompt, by whatever annotators and of whatever aspects, make one item:
+its texts go through the model once. Several people who differ about two responses so teach a soft label.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from training.alignment.losses import Judged, Likelihood
+from training.alignment.packing import Bundle, Packing, Tokens, bundle
+from training.alignment.preferences import RankedResponses, Scorable, encode_to_score
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """One annotator's ranking of an item's texts, by their places in its bundle."""
+
+    places: tuple[int, ...]
+    groups: tuple[int, ...]
+    head: int
+    strength: float
+    annotator: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt with its distinct responses, and the judgments of them."""
+
+    bundle: Bundle
+    judgments: tuple[Judgment, ...]
+
+    @cached_property
+    def weight(self) -> float:
+        return sum(judgment.weight for judgment in self.judgments)
+
+
+@dataclass(frozen=True)
+class Items:
+    """All there is to train on."""
+
+    items: list[Item]
+    annotators: list[str]
+    num_rankings: int
+    num_silent: int
+    """Rankings that teach nothing under the likelihood that is used, such as those that tie everything."""
+    num_too_long: int
+    """Rankings left out because a response by itself is longer than the model may read."""
+    num_truncated: int
+    """Responses whose prompt has lost its beginning."""
+
+
+def annotators_of(rankings: Sequence[RankedResponses]) -> list[str]:
+    return sorted({ranked.annotator for ranked in rankings if ranked.annotator is not None})
+
+
+def build_items(
+    rankings: Sequence[RankedResponses],
+    *,
+    aspects: Sequence[str],
+    likelihood: Likelihood,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    packing: Packing,
+    is_weighted: bool,
+) -> Items:
+    """Encode rankings and put those of the same responses together, in the order in which each first comes.
+
+    Args:
+        aspects: of the heads, in order; rankings are of these.
+        is_weighted: judgments count by their own weight, not all alike.
+    """
+    annotators = {name: number for number, name in enumerate(annotators_of(rankings))}
+    taught = [ranked for ranked in rankings if ranked.weight > 0 and likelihood.teaches(ranked.groups)]
+    together: dict[str, list[RankedResponses]] = {}
+    for ranked in taught:
+        together.setdefault(_key(ranked), []).append(ranked)
+    items: list[Item] = []
+    num_too_long = num_truncated = 0
+    for same in together.values():
+        texts = list(dict.fromkeys(same[0].responses))
+        encoded = [encode_to_score(tokenizer, same[0].prompt, text, max_length) for text in texts]
+        if any(one.is_cut for one in encoded):
+            num_too_long += len(same)
+            continue
+        num_truncated += sum(one.is_truncated for one in encoded)
+        judgments = [
+            Judgment(
+                places=tuple(texts.index(text) for text in ranked.responses),
+                groups=ranked.groups,
+                head=aspects.index(ranked.aspect),
+                strength=float(ranked.strength or 0),
+                annotator=-1 if ranked.annotator is None else annotators[ranked.annotator],
+                weight=ranked.weight if is_weighted else 1.0,
+            )
+            for ranked in same
+        ]
+        items.append(Item(bundle(_tokens(encoded), packing), tuple(judgments)))
+    return Items(
+        items=items,
+        annotators=list(annotators),
+        num_rankings=len(taught) - num_too_long,
+        num_silent=len(rankings) - len(taught),
+        num_too_long=num_too_long,
+        num_truncated=num_truncated,
+    )
+
+
+def _key(ranked: RankedResponses) -> str:
+    prompt = [[message["role"], message["content"]] for message in ranked.prompt]
+    return json.dumps([prompt, sorted(set(ranked.responses))])
+
+
+def _tokens(encoded: Sequence[Scorable]) -> list[Tokens]:
+    return [np.array(one.ids, dtype=np.int32) for one in encoded]
+
+
+def judge(likelihood: Likelihood, rewards: Tensor, items: Sequence[Item]) -> Tensor:
+    """Scalar, the weighted sum over all judgments of the items of their losses.
+
+    Args:
+        rewards: (N, H) of the items' texts, item by item.
+    """
+    judgments: list[Judgment] = []
+    firsts: list[int] = []
+    first = 0
+    for item in items:
+        judgments += item.judgments
+        firsts += [first] * len(item.judgments)
+        first += item.bundle.num_sequences
+    width = max(len(judgment.places) for judgment in judgments)
+    places = np.zeros((len(judgments), width), dtype=np.int64)
+    groups = np.full((len(judgments), width), -1, dtype=np.int64)
+    for row, (judgment, start) in enumerate(zip(judgments, firsts, strict=True)):
+        size = len(judgment.places)
+        places[row, :size] = (np.array(judgment.places) + start) * rewards.shape[1] + judgment.head
+        groups[row, :size] = judgment.groups
+    judged = Judged(
+        groups=torch.from_numpy(groups),
+        strength=torch.tensor([judgment.strength for judgment in judgments]),
+        annotator=torch.tensor([judgment.annotator for judgment in judgments]),
+    )
+    weights = torch.tensor([judgment.weight for judgment in judgments], device=rewards.device)
+    losses = likelihood(rewards.flatten()[torch.from_numpy(places).to(rewards.device)], judged)
+    return (losses * weights).sum()
