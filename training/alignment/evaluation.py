@@ -14,14 +14,16 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from training.alignment import measures
-from training.alignment.config import ConfigError, EvaluateConfig
+from training.alignment.config import ConfigError, EvaluateConfig, split_names
 from training.alignment.losses import ranking_loss
 from training.alignment.measures import Bools, Clustered, Figure, Floats, Ints, clustered_interval
-from training.alignment.preferences import RankedResponses, read_rankings
-from training.alignment.run_dir import RunDir, StopFlag
+from training.alignment.preferences import ANY, RankedResponses, read_rankings
+from training.alignment.run_dir import RunDir, StopFlag, write_json
 
+SCORES, REPORT = ("scores.jsonl", "other_scores.jsonl"), "report.json"
 MAX_SLICES = 50  # of one kind
 NOT_TOLD = "not told"
 STRENGTHS = {1: "slightly", 2: "strongly", None: NOT_TOLD}
@@ -83,8 +85,12 @@ def measure(
         nothing = {"accuracy": None, "interval": None, "num_pairs": 0, "num_prompts": 0, "loss": None}
         return {**nothing, "note": f"No accuracy: no ranking of the {split} split puts one response above another."}
     decided = [(ranked, own) for ranked, own in zip(rankings, rewards, strict=True) if ranked.is_decided]
+    by_size: dict[int, list[tuple[Sequence[float], Sequence[int]]]] = defaultdict(list)
+    for ranked, own in decided:
+        by_size[len(own)].append((own, ranked.groups))
     losses = [
-        ranking_loss(torch.tensor([own], dtype=torch.float64), torch.tensor([ranked.groups])) for ranked, own in decided
+        ranking_loss(torch.tensor(rewards, dtype=torch.float64), torch.tensor(groups))
+        for rewards, groups in (zip(*some, strict=True) for some in by_size.values())
     ]
     return {
         "accuracy": found.accuracy,
@@ -102,14 +108,14 @@ class OtherModel:
     name: str
     scores: Sequence[Sequence[float]]
     """(K,) for each ranking, in nats."""
-    temperature: float = 1.0
+    temperature: float | Sequence[float] = 1.0
 
 
 def report(
     rankings: Sequence[RankedResponses],
     scores: Sequence[Sequence[float]],
     *,
-    temperature: float = 1.0,
+    temperature: float | Sequence[float] = 1.0,
     num_truncated: int = 0,
     name: str = "first",
     other: OtherModel | None = None,
@@ -140,20 +146,22 @@ def report(
 
     Args:
         scores: (K,) for each ranking, in nats.
-        temperature: what divides margins to make them log-odds.
+        temperature: what divides margins to make them log-odds: one number, or one for each ranking, as several heads
+            have several; the report then tells none.
         num_truncated: responses that lost something to the maximum length; only told on.
         seed: of the bootstrap.
 
     Raises:
         ValueError: there are not as many scores as responses, or one is not a finite number.
     """
+    temperatures = np.broadcast_to(np.asarray(temperature, dtype=np.float64), len(rankings))
     pairs = _Pairs.of(rankings, scores, other.scores if other else scores)
     prompts = np.array(_numbers(map(_prompt_key, rankings)), dtype=np.int64)
     ordered = pairs.where(~pairs.is_tied)
     by_prompt = Clustered(prompts[ordered.ranking], seed)
     by_ranking = _Rankings(rankings, scores, pairs, prompts, seed)
     is_right, threshold = measures.right_with_ties(pairs.margins, pairs.is_tied)
-    log_odds = ordered.margins / temperature
+    log_odds = ordered.margins / temperatures[ordered.ranking]
     return {
         "figures": {
             "accuracy": by_prompt.share(measures.right(ordered.margins)),
@@ -169,14 +177,14 @@ def report(
         "num_prompts": by_prompt.num_clusters,
         "num_tied_pairs": int(pairs.is_tied.sum()),
         "num_truncated": num_truncated,
-        "temperature": temperature,
+        "temperature": temperature if isinstance(temperature, float | int) else _only(temperature),
         "tie_threshold": threshold,
         "ece_if_calibrated": measures.error_if_calibrated(log_odds),
         "reliability": measures.reliability(log_odds, prompts[ordered.ranking]),
-        "slices": _slices(rankings, ordered, prompts, temperature, seed),
+        "slices": _slices(rankings, ordered, log_odds, prompts, seed),
         "length": {"correlation": by_ranking.length_correlation(), **_length(ordered, prompts, seed)},
         "ceiling": _ceiling(rankings, ordered, prompts, seed),
-        "comparison": _compare(ordered, by_prompt, temperature, name, other) if other else None,
+        "comparison": _compare(ordered, log_odds, by_prompt, name, other) if other else None,
     }
 
 
@@ -203,7 +211,8 @@ class _Pairs:
         ]
         if not all(np.isfinite(value).all() for value in values):
             raise ValueError("a score is not a finite number")
-        return cls(*measures.judged_pairs([ranked.groups for ranked in rankings], values))
+        ranking, is_tied, better, worse = measures.judged_pairs([ranked.groups for ranked in rankings], values)
+        return cls(ranking, is_tied, better.reshape(-1, 3), worse.reshape(-1, 3))
 
     def where(self, chosen: Bools) -> Self:
         return type(self)(self.ranking[chosen], self.is_tied[chosen], self.better[chosen], self.worse[chosen])
@@ -275,7 +284,7 @@ def _length(ordered: _Pairs, prompts: Ints, seed: int) -> dict[str, Figure]:
 
 
 def _slices(
-    rankings: Sequence[RankedResponses], ordered: _Pairs, prompts: Ints, temperature: float, seed: int
+    rankings: Sequence[RankedResponses], ordered: _Pairs, log_odds: Floats, prompts: Ints, seed: int
 ) -> dict[str, list[dict[str, Any]]]:
     def by(names: Sequence[str], names_in_order: Sequence[str] = ()) -> list[dict[str, Any]]:
         """Of the pairs by the names of their rankings; the largest first where the names have no order."""
@@ -289,15 +298,15 @@ def _slices(
         return [one(names[number], codes == number) for number in numbers if sizes[number]]
 
     def one(name: str, chosen: Bools) -> dict[str, Any]:
-        own = ordered.where(chosen)
-        by_prompt = Clustered(prompts[own.ranking], seed)
+        own = log_odds[chosen]
+        by_prompt = Clustered(prompts[ordered.ranking[chosen]], seed)
         return {
             "name": name,
-            "num_pairs": len(own.ranking),
+            "num_pairs": len(own),
             "num_prompts": by_prompt.num_clusters,
-            "accuracy": by_prompt.share(measures.right(own.margins)),
-            "log_loss": by_prompt.mean(measures.log_losses(own.margins / temperature)),
-            "ece": measures.calibration_error(by_prompt, own.margins / temperature),
+            "accuracy": by_prompt.share(measures.right(own)),
+            "log_loss": by_prompt.mean(measures.log_losses(own)),
+            "ece": measures.calibration_error(by_prompt, own),
         }
 
     sizes = [len(ranked.responses) for ranked in rankings]
@@ -358,14 +367,16 @@ def _ceiling(rankings: Sequence[RankedResponses], ordered: _Pairs, prompts: Ints
 
 
 def _compare(
-    ordered: _Pairs, by_prompt: Clustered, temperature: float, name: str, other: OtherModel
+    ordered: _Pairs, log_odds: Floats, by_prompt: Clustered, name: str, other: OtherModel
 ) -> dict[str, Any] | None:
     if not len(ordered.ranking):
         return None
     first, second = ordered.margins, ordered.other_margins
     is_first, is_second = first > 0, second > 0
     num_only_first, num_only_second = int((is_first & ~is_second).sum()), int((is_second & ~is_first).sum())
-    gains = measures.log_losses(second / other.temperature) - measures.log_losses(first / temperature)
+    temperatures = np.asarray(other.temperature, dtype=np.float64)
+    temperatures = temperatures[ordered.ranking] if temperatures.ndim else temperatures
+    gains = measures.log_losses(second / temperatures) - measures.log_losses(log_odds)
     return {
         "name_first": name,
         "name_second": other.name,
@@ -379,6 +390,11 @@ def _compare(
         "num_only_second": num_only_second,
         "num_neither": int((~is_first & ~is_second).sum()),
     }
+
+
+def _only(values: Sequence[float]) -> float | None:
+    """The one value that all are, if so."""
+    return float(values[0]) if len(set(values)) == 1 else None
 
 
 def _groups_by_text(ranked: RankedResponses) -> list[int]:
@@ -398,41 +414,118 @@ def _numbers(keys: Iterable[str]) -> list[int]:
 
 
 def evaluate(config: EvaluateConfig, run_dir: RunDir, stop: StopFlag) -> dict[str, Any]:
-    """Score the rankings of a split and compare; the scores are in scores.jsonl, a line for each ranking.
+    """Score the rankings of a split and compare; report.json holds what `report` finds, the result its headlines.
 
-    A run that was stopped goes on after the last whole chunk of them.
+    The scores are in scores.jsonl, a line for each ranking, and those of another reward model in other_scores.jsonl.
+    A run that was stopped goes on after the last whole chunk of them. A file that names no split, as RewardBench's, is
+    taken whole.
 
     Raises:
         ConfigError: the split holds no ranking.
         Interrupted: `stop` became true.
     """
-    from training.alignment.reward_model import (  # noqa: PLC0415 -- it imports this module
-        CHUNK,
-        RewardModel,
-        join_processes,
-        score_rankings,
-    )
+    from training.alignment.reward_model import join_processes  # noqa: PLC0415 -- it imports this module
 
     accelerator = join_processes()
-    rankings = list(read_rankings(run_dir.resolve(config.preferences), config.split, config.aspect))
+    rankings = _read_chosen(config, run_dir)
+    names = [config.reward_model, *filter(None, [config.other_reward_model])]
+    first, *others = [
+        _judge(config, run_dir, accelerator, rankings, stop, names=names, number=number) for number in range(len(names))
+    ]
+    found = report(
+        rankings,
+        first.nats,
+        temperature=first.temperatures,
+        num_truncated=first.num_truncated,
+        name=config.reward_model,
+        other=OtherModel(names[1], others[0].nats, others[0].temperatures) if others else None,
+        seed=config.seed,
+    )
+    if accelerator.is_main_process:
+        write_json(run_dir.path / REPORT, found)
+    return {**measure(rankings, first.nats, config.split), **headlines(found)}
+
+
+def headlines(found: dict[str, Any]) -> dict[str, Any]:
+    """What of a report belongs into a run's result: plain numbers, and intervals as lists of two."""
+    values = {name: figure["value"] if figure else None for name, figure in found["figures"].items()}
+    lines = {
+        **values,
+        "interval": found["figures"]["accuracy"] and found["figures"]["accuracy"]["interval"],
+        **{name: found[name] for name in ("num_tied_pairs", "num_truncated", "temperature", "ece_if_calibrated")},
+        "longer_wins": found["length"]["longer_wins"] and found["length"]["longer_wins"]["value"],
+    }
+    if ceiling := found["ceiling"]:
+        lines |= {"leave_one_out": ceiling["leave_one_out"]["value"], "ceiling": [ceiling["low"], ceiling["high"]]}
+    if comparison := found["comparison"]:
+        gain = comparison["accuracy_gain"]
+        lines |= {
+            "accuracy_gain": gain["value"],
+            "accuracy_gain_interval": gain["interval"],
+            "mcnemar_p": comparison["mcnemar_p"],
+        }
+    return lines
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What a reward model makes of rankings."""
+
+    nats: list[list[float]]
+    temperatures: list[float]
+    num_truncated: int
+
+
+def _read_chosen(config: EvaluateConfig, run_dir: RunDir) -> list[RankedResponses]:
+    aspects = split_names(config.aspect)
+    told = list(read_rankings(run_dir.resolve(config.preferences)))
+    has_splits = any(ranked.split for ranked in told)
+    rankings = [
+        ranked
+        for ranked in told
+        if (ranked.aspect in aspects or ANY in aspects) and (config.split in {ANY, ranked.split} or not has_splits)
+    ]
     if not rankings:
         raise ConfigError(f"split: the preference set has no rankings of aspect {config.aspect} in {config.split}")
+    return rankings
+
+
+def _judge(
+    config: EvaluateConfig,
+    run_dir: RunDir,
+    accelerator: Accelerator,
+    rankings: Sequence[RankedResponses],
+    stop: StopFlag,
+    *,
+    names: Sequence[str],
+    number: int,
+) -> _Judged:
+    """What the model of that number says, kept in its file of scores chunk by chunk."""
+    from training.alignment.reward_model import CHUNK, RewardModel, score_rankings  # noqa: PLC0415 -- as above
+
     model = RewardModel.load(
-        run_dir.locate(config.reward_model), accelerator.device, config.max_length, config.max_tokens
+        run_dir.locate(names[number]), accelerator.device, config.max_length, config.max_tokens, aspect=config.aspect
     )
-    scored = list(_read_scores(run_dir.path / "scores.jsonl"))
-    scored = scored[: len(scored) // CHUNK * CHUNK]
+    path = run_dir.path / SCORES[number]
+    scored = list(_read_scores(path))
+    if len(scored) != len(rankings):
+        scored = scored[: len(scored) // CHUNK * CHUNK]
+    accelerator.wait_for_everyone()  # all have read before one writes
     if accelerator.is_main_process:
-        _write_scores(run_dir.path / "scores.jsonl", "w", rankings, scored)
+        _write_scores(path, "w", rankings, scored)
     for chunk in score_rankings(accelerator, model, rankings[len(scored) :], stop):
         if accelerator.is_main_process:
-            _write_scores(run_dir.path / "scores.jsonl", "a", rankings[len(scored) :], chunk)
+            _write_scores(path, "a", rankings[len(scored) :], chunk)
         scored += chunk
         if accelerator.is_main_process:
-            run_dir.log(step=len(scored), phase="score", progress=len(scored) / len(rankings))
-    rewards = [[model.std * score for score in one.scores] for one in scored]
-    num_truncated = sum(one.num_truncated for one in scored)
-    return {**measure(rankings, rewards, config.split), "num_truncated": num_truncated}
+            progress = (number + len(scored) / len(rankings)) / len(names)
+            run_dir.log(step=number * len(rankings) + len(scored), phase="score", progress=progress)
+    heads = [model.head_of(ranked.aspect) for ranked in rankings]
+    return _Judged(
+        nats=[[model.stds[head] * score for score in one.scores] for head, one in zip(heads, scored, strict=True)],
+        temperatures=[model.temperatures[head] for head in heads],
+        num_truncated=sum(one.num_truncated for one in scored),
+    )
 
 
 def _write_scores(path: Path, mode: str, rankings: Sequence[RankedResponses], scored: Sequence[Scored]) -> None:
