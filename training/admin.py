@@ -18,20 +18,21 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from annotate.admin import ProjectFilter
 from annotate.models import Project
-from training import queries, services
+from training import queries, report_queries, services
 from training.alignment.config import CONFIGS
-from training.forms import FreezeForm, RunForm
+from training.forms import BASIC_FIELDS, FreezeForm, RunForm
 from training.models import PreferenceSet, TrainingRun
 
 Context = dict[str, Any] | None
 Kind = TrainingRun.Kind
 BUTTONS = {
     Kind.REWARD_MODEL: "Train reward model",
+    Kind.LEARNING_CURVE: "Learning curve",
     Kind.REJECTION_SAMPLING: "Rejection sampling",
     Kind.EVALUATE: "Evaluate",
     Kind.SFT: "Supervised fine-tuning",
     Kind.SCORE_COMPARISONS: "Guide annotation",
-}
+}  # a kind without a button is started at the command line
 OF_PREFERENCE_SETS = {kind: label for kind, label in BUTTONS.items() if kind not in services.NEEDS_PROJECT}
 get_or_post = require_http_methods([HTTPMethod.GET, HTTPMethod.HEAD, HTTPMethod.POST])
 
@@ -64,6 +65,13 @@ class PageAdmin(admin.ModelAdmin):
 
     def may_start(self, request: HttpRequest) -> bool:
         return bool(request.user.has_perm("training.add_trainingrun"))
+
+
+def _asked(request: HttpRequest, kind: str) -> dict[str, str]:
+    """What a link to the start page fills in: only what the page shows at first sight."""
+    numbers = {name: request.GET.get(name, "") for name in ("preference_set", "project")}
+    texts = {name: request.GET[name] for name in BASIC_FIELDS[kind] if name in request.GET}
+    return {**{name: value for name, value in numbers.items() if value.isdecimal()}, **texts}
 
 
 def _is_id(pk: Any) -> bool:
@@ -114,13 +122,15 @@ class PreferenceSetAdmin(PageAdmin):
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Context = None
     ) -> HttpResponse:
         preference_set = self.get(request, object_id)
+        runs = TrainingRun.objects.for_user(request.user).filter(preference_set=preference_set)
         return self.page(
             request,
             "preference_set.html",
             preference_set=preference_set,
             splits=queries.split_lines(preference_set),
             num_simulated=queries.num_simulated(preference_set),
-            runs=TrainingRun.objects.for_user(request.user).filter(preference_set=preference_set),
+            runs=runs,
+            has_reports=any(run.kind in report_queries.REPORTING_KINDS for run in runs),
             buttons=OF_PREFERENCE_SETS if self.may_start(request) else {},
             title=str(preference_set),
         )
@@ -153,6 +163,7 @@ class TrainingRunAdmin(PageAdmin):
         wrap = self.admin_site.admin_view
         return [
             path("start/<str:kind>/", wrap(self.start_view), name="training_trainingrun_start"),
+            path("compare/", wrap(self.compare_view), name="training_trainingrun_compare"),
             path("<int:pk>/progress/", wrap(self.progress_view), name="training_trainingrun_progress"),
             path("<int:pk>/log/", wrap(self.log_view), name="training_trainingrun_log"),
             path("<int:pk>/metrics/", wrap(self.metrics_view), name="training_trainingrun_metrics"),
@@ -179,8 +190,7 @@ class TrainingRunAdmin(PageAdmin):
             raise PermissionDenied
         if kind not in BUTTONS:
             raise Http404
-        asked = {name: request.GET.get(name, "") for name in ("preference_set", "project")}
-        initial = {name: value for name, value in asked.items() if value.isdecimal()}
+        initial = _asked(request, kind)
         form = RunForm(request.POST or None, kind=kind, user=request.user, initial=initial)
         if form.is_valid() and (run := form.start()):
             return redirect("admin:training_trainingrun_change", run.pk)
@@ -194,9 +204,31 @@ class TrainingRunAdmin(PageAdmin):
         run = self.get(request, object_id)
         may_cancel = run.is_active and self.has_change_permission(request)
         context = {"run": run, "page": queries.run_page(run), "may_cancel": may_cancel}
+        context |= {"report": report_queries.report(run), "curve": report_queries.learning_curve(run)}
         if run.is_policy and request.user.has_perm("annotate.change_project"):
             context["projects"] = Project.objects.for_user(request.user)
         return self.page(request, "run.html", title=run.name, **context)
+
+    @method_decorator(require_safe)
+    def compare_view(self, request: HttpRequest) -> HttpResponse:
+        """Reward models side by side, on one preference set."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        sets = report_queries.reported_sets(request.user)
+        asked = request.GET.get("preference_set", "")
+        preference_set = next((one for one in sets if str(one.pk) == asked), None if asked else next(iter(sets), None))
+        if asked and preference_set is None:
+            raise Http404
+        chosen = {int(pk) for pk in request.GET.getlist("run") if _is_id(pk)}
+        return self.page(
+            request,
+            "compare.html",
+            sets=sets,
+            preference_set=preference_set,
+            found=report_queries.side_by_side(request.user, preference_set, chosen) if preference_set else None,
+            may_start=self.may_start(request),
+            title="Compare reward models",
+        )
 
     @method_decorator(require_safe)
     def progress_view(self, request: HttpRequest, pk: int) -> HttpResponse:

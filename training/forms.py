@@ -13,15 +13,31 @@ from training.models import PreferenceSet, TrainingRun
 
 BASIC_FIELDS = {
     "reward_model": ("backbone", "num_epochs"),
-    "evaluate": ("reward_model", "split"),
+    "learning_curve": ("backbone", "num_points", "num_epochs"),
+    "evaluate": ("reward_model", "other_reward_model", "split"),
     "rejection_sampling": ("policy", "reward_model", "held_out_reward_model", "num_samples"),
     "sft": ("policy", "num_epochs"),
     "score_comparisons": ("reward_models", "num_pairs"),
 }
 MAX_OFFERED_MEMBERS = 5
-FILE_FIELDS = {"preferences", "examples"}  # a form names preference sets, never files on the server
+FILE_FIELDS = {"preferences", "examples", "responses"}  # a form names preference sets, never files on the server
+THE_RUN = "Memory, speed and the run"
+GROUPS = {
+    "Data": ("aspect", "max_length", "num_seeds"),
+    "Schedule": (
+        *("num_epochs", "learning_rate", "batch_size", "warmup_ratio", "weight_decay", "dropout"),
+        *("eval_steps", "patience"),
+    ),
+    "Loss": ("loss", "ties", "margin", "label_smoothing", "centring"),
+    "Annotators and noise": ("annotators", "flip_rate", "learn_flip_rate"),
+    "Sampling": (
+        *("num_prompts", "num_held_out_prompts", "temperature", "top_p", "max_new_tokens"),
+        "generation_batch_size",
+    ),
+}  # of a form's further settings; what none of them names stands under THE_RUN, at the end
 SHORT_NAMES = {
     "reward_model": "reward-model",
+    "learning_curve": "learning-curve",
     "evaluate": "evaluation",
     "rejection_sampling": "best-of-n",
     "sft": "sft",
@@ -90,12 +106,18 @@ class RunForm(forms.Form):
         return [self[name] for name in ("name", self.source, *BASIC_FIELDS[self.kind])]
 
     @property
-    def advanced(self) -> list[forms.BoundField]:
-        return [self[name] for name in self.config_names if name not in BASIC_FIELDS[self.kind]]
+    def advanced(self) -> dict[str, list[forms.BoundField]]:
+        """Further settings by heading."""
+        heading = {name: title for title, names in GROUPS.items() for name in names}
+        groups: dict[str, list[forms.BoundField]] = {title: [] for title in (*GROUPS, THE_RUN)}
+        for name in self.config_names:
+            if name not in BASIC_FIELDS[self.kind]:
+                groups[heading.get(name, THE_RUN)].append(self[name])
+        return {title: own for title, own in groups.items() if own}
 
     @property
     def has_advanced_errors(self) -> bool:
-        return any(field.errors for field in self.advanced)
+        return any(field.errors for own in self.advanced.values() for field in own)
 
     def start(self) -> TrainingRun | None:
         """The queued run; nothing, and an error on the form, if it cannot work."""

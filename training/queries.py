@@ -1,12 +1,12 @@
 """Reads for the pages of runs and preference sets, and figures that join a run's files with what we know."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import Field, dataclass, fields
 from itertools import islice
 from pathlib import Path
 from statistics import NormalDist, fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings
 
@@ -22,6 +22,7 @@ NUM_SAMPLES = 6
 NUM_METRICS = 5000
 NUM_TABLE_ROWS = 30
 NUM_RECENT = 500
+NUM_TOLD = 30
 LATEST = ("loss", "accuracy")
 CURVES = ("loss", "accuracy", "reward")
 SAMPLE_LENGTH = 4000
@@ -140,9 +141,23 @@ def words(name: str) -> str:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    """A value of any shape in words: what a list or an object holds, one after the other, up to a few dozen."""
+    if isinstance(value, dict):
+        return _listed([f"{name} {_inside(one)}" for name, one in value.items()])
+    if isinstance(value, list):
+        return _listed([_inside(one) for one in value])
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _inside(value: Any) -> str:
+    return f"({_text(value)})" if isinstance(value, dict | list) else _text(value)
+
+
+def _listed(parts: list[str]) -> str:
+    more = [f"and {len(parts) - NUM_TOLD} more"] if len(parts) > NUM_TOLD else []
+    return ", ".join(parts[:NUM_TOLD] + more) or "none"
 
 
 # One run's page
@@ -230,11 +245,8 @@ def config_lines(run: TrainingRun) -> list[Line]:
     """The configuration with each field's help; a folder that a run saved is shown as that run."""
     values = {item: run.config[item.name] for item in fields(CONFIGS[run.kind]) if item.name in run.config}
     parts = {item.name: _parts(item.name, value) for item, value in values.items()}
-    saved_by = {part: number for own in parts.values() for part in own if (number := _saved_by(part))}
-    names = dict(TrainingRun.objects.filter(pk__in=saved_by.values()).values_list("pk", "name"))
-    known = {part: number for part, number in saved_by.items() if number in names}
-    said = {part: f"{names[number]} (run {number})" for part, number in known.items()}
-    return [_config_line(item, parts[item.name], said, known) for item in values]
+    saved = saving_runs([part for own in parts.values() for part in own])
+    return [_config_line(item, parts[item.name], saved) for item in values]
 
 
 def _parts(name: str, value: Any) -> list[str]:
@@ -242,10 +254,28 @@ def _parts(name: str, value: Any) -> list[str]:
     return split_names(value) if name in references.ENSEMBLE_FIELDS else [_plain(value)]
 
 
-def _config_line(item: "Field[Any]", parts: list[str], said: dict[str, str], known: dict[str, int]) -> Line:
-    text = ", ".join(said.get(part, part) for part in parts)
-    only = known.get(parts[0]) if len(parts) == 1 else None
+def _config_line(item: "Field[Any]", parts: list[str], saved: dict[str, "SavingRun"]) -> Line:
+    text = ", ".join(saved[part].told if part in saved else part for part in parts)
+    only = saved[parts[0]].pk if len(parts) == 1 and parts[0] in saved else None
     return Line(words(item.name), text, item.metadata.get("help", ""), only)
+
+
+class SavingRun(NamedTuple):
+    """The run in whose directory a model is."""
+
+    pk: int
+    name: str
+
+    @property
+    def told(self) -> str:
+        return f"{self.name} (run {self.pk})"
+
+
+def saving_runs(values: Sequence[str]) -> dict[str, SavingRun]:
+    """By a model's folder, the run that saved it; what is no run's folder is left out."""
+    numbers = {value: number for value in values if (number := _saved_by(value))}
+    names = dict(TrainingRun.objects.filter(pk__in=numbers.values()).values_list("pk", "name"))
+    return {value: SavingRun(number, names[number]) for value, number in numbers.items() if number in names}
 
 
 def _saved_by(value: str) -> int | None:

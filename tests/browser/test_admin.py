@@ -1,13 +1,19 @@
 """The admin of projects and judgments under the content security policy, and a download as a browser does it."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
 
 from annotate.models import Project
 from tests import factories
+from tests.browser.conftest import LAPTOP, assert_accessible, picture
+from tests.training.factories import make_finished_run, make_preference_set
+from tests.training.reports import figure, leave, make_curve, make_report
 
+PHONE = {"width": 360, "height": 740}
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
 
@@ -69,3 +75,87 @@ def test_look_at_comparisons_and_judgments(page, sign_in, shoot):
     page.locator("#result_list tbody th a").click()
     expect(page.get_by_text("by model-1")).to_be_visible()
     shoot("admin-comparison")
+
+
+@pytest.fixture
+def reported(settings, tmp_path):
+    """Two evaluations on the same preference set, and a learning curve; the folder for their pictures."""
+    settings.RUNS_DIR = tmp_path / "runs"
+    settings.PREFERENCE_SETS_DIR = tmp_path / "preference_sets"
+    preference_set = make_preference_set(name="first")
+    project = preference_set.project
+    for name, accuracy in (("helmsman", 0.712), ("baseline", 0.691)):
+        model = make_finished_run(name=name, preference_set=preference_set, project=project)
+        config = {"reward_model": str(model.model_dir.resolve()), "split": "test", "aspect": "overall"}
+        told = make_report()
+        told["figures"]["accuracy"] = figure(accuracy)
+        run = make_finished_run(
+            kind="evaluate", name=f"{name}-test", preference_set=preference_set, project=project, config=config
+        )
+        leave(run, "report.json", told)
+    curve = make_finished_run(kind="learning_curve", name="more-judgments", preference_set=preference_set)
+    leave(curve, "curve.json", make_curve())
+    folder = Path(os.environ.get("PLUMBLINE_SHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def assert_fits(page):
+    """Nothing but what scrolls in its own frame is wider than the screen."""
+    width = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert width[0] <= width[1]
+
+
+@pytest.mark.parametrize(("scheme", "screen"), [("light", LAPTOP), ("dark", LAPTOP), ("light", PHONE)])
+def test_see_what_a_reward_model_is_worth(page, sign_in, reported, scheme, screen):
+    kept = f"{scheme}-{screen['width']}.png"
+    folder = reported
+    sign_in()
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size(screen)
+
+    page.goto(page.url.replace("/admin/", "/admin/training/trainingrun/"))
+    page.get_by_role("link", name="helmsman-test").click()
+    expect(page.get_by_role("cell", name="71.2% [68.2, 74.2]").first).to_be_visible()
+    expect(page.get_by_role("img", name="Reliability diagram")).to_be_visible()
+    page.get_by_text("Annotator 14").click()
+    assert_accessible(page)
+    assert_fits(page)
+    picture(page, folder / f"report-{kept}", full_page=True)
+
+    page.go_back()
+    page.get_by_role("link", name="more-judgments").click()
+    expect(page.get_by_role("img", name="Accuracy rises from 58.2% at 250 judgments")).to_be_visible()
+    assert_accessible(page)
+    assert_fits(page)
+    picture(page, folder / f"learning-curve-{kept}", full_page=True)
+
+    page.go_back()
+    page.get_by_role("link", name="Compare reward models").click()
+    page.get_by_label("helmsman-test").check()
+    page.get_by_label("baseline-test").check()
+    page.get_by_role("button", name="Compare the chosen").click()
+    assert_accessible(page)
+    assert_fits(page)
+    picture(page, folder / f"compare-{kept}", full_page=True)
+
+    page.get_by_role("link", name="Evaluate both on the same pairs").click()
+    expect(page.get_by_label("Other reward model")).not_to_have_value("")
+    page.get_by_text("More settings").click()
+    assert_accessible(page)
+    assert_fits(page)
+    picture(page, folder / f"start-{kept}", full_page=True)
+
+
+def test_find_the_settings_of_a_reward_model_under_headings(page, sign_in, reported, shoot):
+    sign_in()
+    page.set_viewport_size(PHONE)
+    page.goto(page.url.replace("/admin/", "/admin/training/trainingrun/start/reward_model/"))
+
+    page.get_by_text("More settings").press("Enter")
+    loss = page.get_by_role("group", name="Loss", exact=True)
+    expect(loss.get_by_label("Ties")).to_have_value("exact")
+    assert_accessible(page)
+    assert_fits(page)
+    page.get_by_role("group", name="Annotators and noise").scroll_into_view_if_needed()
+    shoot("settings-phone")

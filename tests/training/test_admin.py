@@ -23,7 +23,7 @@ from training import launch, services
 from training.models import Metric, PreferenceSet, TrainingRun
 
 pytestmark = pytest.mark.django_db
-KINDS = ["reward_model", "evaluate", "rejection_sampling", "sft"]
+KINDS = ["reward_model", "learning_curve", "evaluate", "rejection_sampling", "sft"]
 
 
 @pytest.fixture
@@ -260,13 +260,20 @@ def test_start_page_wants_two_reward_models_and_a_project_to_guide(staff: Client
 
 def test_page_of_a_preference_set_offers_no_guidance(staff: Client):
     response = staff.get(reverse("admin:training_preferenceset_change", args=[make_preference_set().pk]))
-    assert list(response.context["buttons"]) == ["reward_model", "rejection_sampling", "evaluate", "sft"]
+    assert list(response.context["buttons"]) == [
+        "reward_model",
+        "learning_curve",
+        "rejection_sampling",
+        "evaluate",
+        "sft",
+    ]
 
 
 def test_choose_page_names_every_kind(staff: Client):
     response = staff.get(reverse("admin:training_trainingrun_add"))
     assert [choice["kind"] for choice in response.context["choices"]] == [
         "reward_model",
+        "learning_curve",
         "rejection_sampling",
         "evaluate",
         "sft",
