@@ -20,7 +20,7 @@ Rewards are computed in at least single precision: a log-sum-exp in bfloat16 los
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import combinations
@@ -520,18 +520,16 @@ def _log_weights_left(worst_first: Tensor, is_ranked: Tensor, sizes: Tensor) -> 
     return torch.stack(layers, 1)
 
 
-def _draws(groups: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _draws(groups: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Groups with something below them, N of each size t: (N,) rows, (N, t) members, (N, K) what is below them."""
-    by_size: dict[int, list[tuple[int, list[int], list[bool]]]] = {}
-    for row, numbers in enumerate(groups.tolist()):
-        for group in sorted(set(numbers) - {-1, max(numbers)}):
-            members = [place for place, number in enumerate(numbers) if number == group]
-            below = [number > group for number in numbers]
-            by_size.setdefault(len(members), []).append((row, members, below))
-    return [
-        (torch.tensor(rows), torch.tensor(members), torch.tensor(below))
-        for rows, members, below in (zip(*draws, strict=True) for draws in by_size.values())
-    ]
+    is_same = groups[:, :, None] == groups[:, None, :]
+    size = is_same.sum(2)
+    stands_first = ~is_same.tril(-1).any(2)  # of its group's members, as they are listed
+    is_drawn = stands_first & (groups >= 0) & (groups < groups.amax(1, keepdim=True))
+    for num_members in size[is_drawn].unique().tolist():
+        rows, places = (is_drawn & (size == num_members)).nonzero(as_tuple=True)
+        members = is_same[rows, places].nonzero()[:, 1].reshape(-1, num_members)
+        yield rows, members, groups[rows] > groups[rows, places, None]
 
 
 def _log_drawn_first(tied: Tensor, below: Tensor, max_exact: int) -> Tensor:
