@@ -1,0 +1,234 @@
+"""How often judgments are the wrong way round, from judgments alone, before any reward model is trained.
+
+Two people differ about a pair because it is close, or because one of them slipped. What tells these apart is the shape
+of the disagreement. Close pairs split their votes in all proportions; slips leave the same few dissenters on every
+pair, however clear. So pairs must be judged repeatedly, and by at least four people: two and three votes give only the
+mean squared lead of one side, to which many closenesses with as many flip rates lead alike; the fourth power, which
+tells them apart, takes four. A tournament can do without repeats, as the strengths of its items say how close each
+pair is.
+
+The flip rate is what `losses.Likelihood` takes, and soft labels what `losses.bradley_terry_loss` takes as target.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq, minimize, minimize_scalar
+from scipy.special import expit, log_expit, logsumexp
+
+MIN_VOTES = 4
+MIN_PAIRS = 30  # with so many votes
+MAX_WIDTH = 0.25  # of the interval: with a wider one, half of the possible rates are as likely
+MAX_SPREAD = 10.0  # of differences in nats: hardly a pair is then close
+MIN_RATE, MAX_RATE = 1e-9, 0.499
+NUM_NODES = 100  # of the quadrature
+LBFGS = {"maxiter": 5000, "maxfun": 20000, "ftol": 1e-13, "gtol": 1e-5}
+CRITICAL = 1.920729  # nats, half of chi-squared's 95 % point at one degree of freedom
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+class NotIdentifiedError(ValueError):
+    """The votes fit a wide range of flip rates."""
+
+
+@dataclass(frozen=True)
+class FlipRate:
+    """A share of judgments that are the wrong way round.
+
+    Attributes:
+        rate: of the highest likelihood.
+        interval: of 95 %, by the likelihood's profile.
+        spread: standard deviation of the pairs' differences, in nats.
+    """
+
+    rate: float
+    interval: tuple[float, float]
+    spread: float
+
+
+@dataclass(frozen=True)
+class NoisyTournament:
+    """Strengths of items whose pairs were judged with slips.
+
+    Attributes:
+        strengths: (N,) in log-odds, mean zero.
+        rate: share of the judgments that are the wrong way round.
+        standard_error: of the rate.
+    """
+
+    strengths: Floats
+    rate: float
+    standard_error: float
+
+
+def estimate_flip_rate(wins: ArrayLike, votes: ArrayLike) -> FlipRate:
+    """The flip rate that explains best how votes on the same pairs differ.
+
+    A pair's difference d is normal about 0 with a spread that is estimated too, each vote on it is for the first with
+    probability rho + (1 - 2 rho) sigmoid(d), and d is integrated out by Gauss-Hermite quadrature.
+
+    Args:
+        wins: (N,) votes of each pair for its first response.
+        votes: (N,) all its votes; who voted does not count, so annotators should err about equally often.
+
+    Raises:
+        NotIdentifiedError: fewer than 30 pairs have four votes, or the interval is wider than 0.25.
+        ValueError: shapes differ, or there are not 0 <= wins <= votes.
+    """
+    first, total = _checked(wins, votes)
+    if (num_told := int((total >= MIN_VOTES).sum())) < MIN_PAIRS:
+        raise NotIdentifiedError(
+            f"{num_told} pairs have {MIN_VOTES} votes or more; {MIN_PAIRS} are needed to tell slips from close pairs"
+        )
+    log_likelihood = _repeats_log_likelihood(first, total)
+    rate = _most_likely_rate(log_likelihood)
+    interval = _interval(log_likelihood, rate)
+    if interval[1] - interval[0] > MAX_WIDTH:
+        raise NotIdentifiedError(
+            f"flip rates between {interval[0]:.3f} and {interval[1]:.3f} fit these votes; more votes a pair tell more"
+        )
+    return FlipRate(rate, interval, _best_spread(log_likelihood, rate)[1])
+
+
+def fit_noisy_tournament(winners: ArrayLike, losers: ArrayLike, num_items: int, *, l2: float = 1e-3) -> NoisyTournament:
+    """Strengths and flip rate of the highest likelihood, where each judgment is wrong alike.
+
+    Args:
+        winners, losers: (V,) int, items from 0 to N - 1 of each judgment.
+        num_items: N.
+        l2: of a weak ridge on strengths, l2 / 2 times their sum of squares in nats: an item that lost to all has a
+            finite strength, and items that never met are placed by it.
+
+    Raises:
+        NotIdentifiedError: the standard error of the rate is such that its interval is wider than 0.25.
+        ValueError: shapes differ, there is no judgment, an item is out of range or meets itself, or l2 is not positive.
+
+    Source: the model of X. Chen et al. (Crowd-BT, WSDM 2013) with a single annotator.
+    """
+    pairs, counts = _counted(winners, losers, num_items)
+    if l2 <= 0:
+        raise ValueError(f"l2 {l2} must be positive")
+    starts = [np.append(np.zeros(num_items), logit) for logit in (-4.0, -1.0)]  # the likelihood may have two maxima
+    fits = [
+        minimize(_tournament, start, (pairs, counts, l2), jac=True, method="L-BFGS-B", options=LBFGS)
+        for start in starts
+    ]
+    fit = min(fits, key=lambda one: one.fun)
+    if not fit.success:
+        raise RuntimeError(f"strengths did not converge: {fit.message}")
+    strengths, rate = fit.x[:-1] - fit.x[:-1].mean(), MAX_RATE * float(expit(fit.x[-1]))
+    standard_error = _rate_standard_error(strengths, rate, pairs, counts, l2)
+    if 2 * 1.96 * standard_error > MAX_WIDTH:
+        raise NotIdentifiedError(f"the flip rate {rate:.3f} has a standard error of {standard_error:.3f}")
+    return NoisyTournament(strengths, rate, standard_error)
+
+
+def soft_labels(wins: ArrayLike, votes: ArrayLike, *, prior_votes: float = 1.0) -> Floats:
+    """(N,) probability that the next vote on each pair is for its first response.
+
+    It is the share of its votes together with `prior_votes` that are divided equally: one is Jeffreys' prior, none is
+    the share itself. A pair without votes has one half.
+
+    Raises:
+        ValueError: shapes differ, or there are not 0 <= wins <= votes, or `prior_votes` is negative.
+    """
+    first, total = _checked(wins, votes)
+    if prior_votes < 0:
+        raise ValueError(f"prior_votes {prior_votes} must not be negative")
+    share = np.full(len(total), 0.5)
+    np.divide(first + prior_votes / 2, total + prior_votes, out=share, where=total + prior_votes > 0)
+    return share
+
+
+def _checked(wins: ArrayLike, votes: ArrayLike) -> tuple[Floats, Floats]:
+    first, total = np.asarray(wins, dtype=np.float64), np.asarray(votes, dtype=np.float64)
+    if first.ndim != 1 or first.shape != total.shape:
+        raise ValueError(f"wins {first.shape} and votes {total.shape} must both be (N,)")
+    if not ((first >= 0) & (first <= total)).all():
+        raise ValueError("wins must be at least 0 and at most votes")
+    return first, total
+
+
+def _repeats_log_likelihood(wins: Floats, votes: Floats) -> Callable[[float, float], float]:
+    """Log-likelihood of a flip rate and a spread; pairs with the same votes, or mirrored ones, are counted once."""
+    fewer = np.minimum(wins, votes - wins)
+    kinds, counts = np.unique(np.stack([fewer, votes], 1), axis=0, return_counts=True)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(NUM_NODES)
+    is_used = weights > 0
+    nodes, log_weights = nodes[is_used], np.log(weights[is_used] / weights.sum())
+
+    def log_likelihood(rate: float, spread: float) -> float:
+        right, wrong = log_expit(spread * nodes), log_expit(-spread * nodes)
+        kept, flipped = np.log1p(-rate), np.log(max(rate, MIN_RATE))
+        log_first, log_second = np.logaddexp(kept + right, flipped + wrong), np.logaddexp(kept + wrong, flipped + right)
+        log_votes = kinds[:, :1] * log_first + (kinds[:, 1:] - kinds[:, :1]) * log_second
+        return float(counts @ logsumexp(log_votes + log_weights, axis=1))
+
+    return log_likelihood
+
+
+def _best_spread(log_likelihood: Callable[[float, float], float], rate: float) -> tuple[float, float]:
+    """The likelihood's profile at this flip rate, and the spread that gives it."""
+    fit = minimize_scalar(lambda spread: -log_likelihood(rate, spread), bounds=(0, MAX_SPREAD), method="bounded")
+    return -float(fit.fun), float(fit.x)
+
+
+def _most_likely_rate(log_likelihood: Callable[[float, float], float]) -> float:
+    rates = np.linspace(0, MAX_RATE, 26)
+    profile = [_best_spread(log_likelihood, rate)[0] for rate in rates]
+    place = int(np.argmax(profile))
+    bounds = (rates[max(place - 1, 0)], rates[min(place + 1, len(rates) - 1)])
+    fit = minimize_scalar(lambda rate: -_best_spread(log_likelihood, rate)[0], bounds=bounds, method="bounded")
+    return float(fit.x) if -fit.fun > profile[place] else float(rates[place])
+
+
+def _interval(log_likelihood: Callable[[float, float], float], rate: float) -> tuple[float, float]:
+    """Flip rates that are not rejected at 5 % by the ratio of likelihoods."""
+    least = _best_spread(log_likelihood, rate)[0] - CRITICAL
+
+    def surplus(at: float) -> float:
+        return _best_spread(log_likelihood, at)[0] - least
+
+    low = 0.0 if surplus(0.0) >= 0 else brentq(surplus, 0.0, rate, xtol=1e-5)
+    high = MAX_RATE if surplus(MAX_RATE) >= 0 else brentq(surplus, rate, MAX_RATE, xtol=1e-5)
+    return float(low), float(high)
+
+
+def _counted(winners: ArrayLike, losers: ArrayLike, num_items: int) -> tuple[Ints, Floats]:
+    """(P, 2) the winner and loser of each outcome, and (P,) how often it came."""
+    won, lost = np.asarray(winners), np.asarray(losers)
+    if won.ndim != 1 or won.shape != lost.shape or not len(won):
+        raise ValueError(f"winners {won.shape} and losers {lost.shape} must both be (V,), and not empty")
+    if min(won.min(), lost.min()) < 0 or max(won.max(), lost.max()) >= num_items or (won == lost).any():
+        raise ValueError(f"winner and loser must be two of the items 0 to {num_items - 1}")
+    pairs, counts = np.unique(np.stack([won, lost], 1), axis=0, return_counts=True)
+    return pairs, counts.astype(np.float64)
+
+
+def _tournament(parameters: Floats, pairs: Ints, counts: Floats, l2: float) -> tuple[float, Floats]:
+    """The negative log-likelihood of strengths and the rate's logit, ridge included, and its gradient."""
+    strengths, rate = parameters[:-1], MAX_RATE * expit(parameters[-1])
+    right = expit(strengths[pairs[:, 0]] - strengths[pairs[:, 1]])
+    share = rate + (1 - 2 * rate) * right
+    pull = -counts * (1 - 2 * rate) * right * (1 - right) / share
+    gradient = l2 * strengths
+    gradient += np.bincount(pairs[:, 0], pull, len(strengths)) - np.bincount(pairs[:, 1], pull, len(strengths))
+    by_rate = -counts @ ((1 - 2 * right) / share) * rate * (1 - rate / MAX_RATE)
+    value = -counts @ np.log(share) + l2 / 2 * strengths @ strengths
+    return float(value), np.append(gradient, by_rate)
+
+
+def _rate_standard_error(strengths: Floats, rate: float, pairs: Ints, counts: Floats, l2: float) -> float:
+    """From the expected information of strengths and rate."""
+    right = expit(strengths[pairs[:, 0]] - strengths[pairs[:, 1]])
+    share = rate + (1 - 2 * rate) * right
+    slopes = np.zeros((len(pairs), len(strengths) + 1))
+    rows, steepness = np.arange(len(pairs)), (1 - 2 * rate) * right * (1 - right)
+    slopes[rows, pairs[:, 0]], slopes[rows, pairs[:, 1]], slopes[:, -1] = steepness, -steepness, 1 - 2 * right
+    information = slopes.T @ (slopes * (counts / (share * (1 - share)))[:, None])
+    information[:-1, :-1] += l2 * np.eye(len(strengths))
+    return float(np.sqrt(np.linalg.inv(information)[-1, -1]))
