@@ -9,6 +9,7 @@ attention for each common beginning and each ending, with no mask larger than an
 would be mostly forbidden, and computed in vain.
 
 A window (of a Mistral's layers, say) counts in positions of the sequence, so it reaches as far as it does alone.
+Called without a layout, the model computes as it always does.
 """
 
 import math
@@ -23,7 +24,9 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from training.alignment.packing import Layout
 
@@ -37,7 +40,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    layout: Layout,
+    layout: Layout | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -52,7 +55,7 @@ def packed_attention(
     Args:
         query: (1, heads, T, size).
         key, value: (1, key heads, T, size), key heads dividing heads.
-        layout: of the row.
+        layout: of the row; none for ordinary attention under `attention_mask`.
         scaling: of the products, 1 / sqrt(size) unless told.
         sliding_window: a token attends to those less than so many positions away.
         softcap: products pass through softcap * tanh(product / softcap).
@@ -65,24 +68,30 @@ def packed_attention(
     """
     if s_aux is not None or position_bias is not None:
         raise NotImplementedError("attention with sinks or biases is not packed")
+    if layout is None and softcap is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal
+        )
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    rule = Rule(layout, causal, sliding_window, scaling, softcap, dropout)
-    if query.device.type == "cuda" and not dropout:
-        return _flex(query, key, value, rule).transpose(1, 2).contiguous(), None
+    rule = Rule(causal, sliding_window, scaling, softcap, dropout)
+    if layout is not None and query.device.type == "cuda" and not dropout:
+        return _flex(query, key, value, layout, rule).transpose(1, 2).contiguous(), None
     num_copies = query.shape[1] // key.shape[1]
     if num_copies > 1:
         key, value = (one.repeat_interleave(num_copies, dim=1) for one in (key, value))
-    return _by_parts(query, key, value, rule), None
+    if layout is None:
+        return _weigh(query, key, value, attention_mask, rule).transpose(1, 2).contiguous(), None
+    return _by_parts(query, key, value, layout, rule), None
 
 
 AttentionInterface.register(PACKED, packed_attention)
+AttentionMaskInterface.register(PACKED, sdpa_mask)
 
 
 @dataclass(frozen=True)
 class Rule:
     """Who attends to whom, and how products become weights."""
 
-    layout: Layout
     causal: bool
     window: int | None
     scaling: float | None
@@ -90,13 +99,15 @@ class Rule:
     dropout: float
 
 
-def _by_parts(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+def _by_parts(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rule: Rule) -> Tensor:
     """(1, T, heads, size): one call for each common beginning and each ending."""
     parts: list[Tensor] = []
-    for span in rule.layout.spans:
+    for span in layout.spans:
         start, shared = span.start, span.stops[0]
         if shared > start:
-            parts.append(_attend(query[:, :, start:shared], key[:, :, start:shared], value[:, :, start:shared], rule))
+            own = slice(start, shared)
+            mask = _part_mask(layout, shared - start, shared - start, rule, query.device)
+            parts.append(_weigh(query[:, :, own], key[:, :, own], value[:, :, own], mask, rule))
         for begin, end in pairwise(span.stops):
             keys, values = (
                 torch.cat([one[:, :, start:shared], one[:, :, begin:end]], dim=2)
@@ -104,21 +115,24 @@ def _by_parts(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
                 else one[:, :, begin:end]
                 for one in (key, value)
             )
-            parts.append(_attend(query[:, :, begin:end], keys, values, rule))
+            mask = _part_mask(layout, end - begin, keys.shape[2], rule, query.device)
+            parts.append(_weigh(query[:, :, begin:end], keys, values, mask, rule))
     return torch.cat([part.transpose(1, 2) for part in parts], dim=1)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
-    """(1, heads, Q, size) of the last Q tokens of a sequence of as many as there are keys."""
-    mask = _part_mask(query, key.shape[2], rule)
+def _weigh(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
+    """(…, heads, Q, size) of the last Q tokens of a sequence of as many as there are keys.
+
+    Without a mask, queries attend to all keys, or in a causal model, where there are as many, to those up to their own.
+    """
     if rule.softcap is None:
-        is_causal = rule.causal and mask is None and query.shape[2] > 1
+        is_causal = rule.causal and mask is None and query.shape[2] == key.shape[2] > 1
         return scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=is_causal, scale=rule.scaling, dropout_p=rule.dropout
         )
     scaling = 1 / math.sqrt(query.shape[3]) if rule.scaling is None else rule.scaling
     products = rule.softcap * torch.tanh(query @ key.transpose(2, 3) * (scaling / rule.softcap))
-    if mask is None and rule.causal:
+    if mask is None and rule.causal and query.shape[2] > 1:
         mask = _allowed(query.shape[2], key.shape[2], rule, query.device)
     if mask is not None:
         products = products.masked_fill(~mask, -math.inf)
@@ -126,16 +140,15 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
     return drop(weights, rule.dropout) @ value
 
 
-def _part_mask(query: Tensor, num_keys: int, rule: Rule) -> Tensor | None:
-    """(Q, keys) bool, or none where everything is allowed or only what comes later is forbidden."""
-    num_queries = query.shape[2]
+def _part_mask(layout: Layout, num_queries: int, num_keys: int, rule: Rule, device: torch.device) -> Tensor | None:
+    """(Q, keys) bool, or none where `_weigh` needs none."""
     is_windowed = rule.window is not None and num_keys > rule.window
     if not is_windowed and (not rule.causal or num_queries in {1, num_keys}):
         return None
     known = (num_queries, num_keys, rule.causal, rule.window if is_windowed else None)
-    if known not in rule.layout.masks:
-        rule.layout.masks[known] = _allowed(num_queries, num_keys, rule, query.device)
-    return rule.layout.masks[known]
+    if known not in layout.masks:
+        layout.masks[known] = _allowed(num_queries, num_keys, rule, device)
+    return layout.masks[known]
 
 
 def _allowed(num_queries: int, num_keys: int, rule: Rule, device: torch.device) -> Tensor:
@@ -150,7 +163,7 @@ def _is_allowed(query: Tensor, key: Tensor, causal: bool, window: int | None) ->
     return allowed if window is None else allowed & ((query - key).abs() < window)
 
 
-def _flex(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+def _flex(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rule: Rule) -> Tensor:
     def cap(score: Tensor, *_: Tensor) -> Tensor:
         return rule.softcap * torch.tanh(score / rule.softcap)
 
@@ -159,7 +172,7 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         key,
         value,
         score_mod=None if rule.softcap is None else cap,
-        block_mask=block_mask(rule.layout, rule.causal, rule.window, query.device),
+        block_mask=block_mask(layout, rule.causal, rule.window, query.device),
         scale=rule.scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 CPU_TOKENS = 1024  # keep a CPU busy; a wider batch only adds padding
-CPU_PACKED_TOKENS = 4096  # without padding, until activations no longer fit the caches
+CPU_PACKED_TOKENS = 2048  # without padding, until activations no longer fit the caches
 
 
 def batches(lengths: Sequence[int], counts: Sequence[int], max_tokens: int) -> list[list[int]]:

@@ -50,17 +50,11 @@ class RewardNet(nn.Module):
     def __init__(self, model: PreTrainedModel, packing: Packing | None = None) -> None:
         super().__init__()
         self.model = model.eval()
-        self.packing = Packing.PADDED
-        self.unpacked_attention = model.config._attn_implementation
         self.position_offset = _position_offset(model)
-        for wanted in [packing] if packing else [Packing.SHARED, Packing.SEPARATE]:
-            if wanted == Packing.PADDED or self._keeps_rewards(wanted):
-                self.packing = wanted
-                break
-        else:
-            if packing:
-                raise ConfigError(f"packing: {type(model).__name__} gives other rewards when its texts are {packing}")
-        self._set_attention(self.packing)
+        wanted = [packing] if packing else list(Packing)
+        self.packing = next((one for one in wanted if one == Packing.PADDED or self._keeps_rewards(one)), None)
+        if self.packing is None:
+            raise ConfigError(f"packing: {type(model).__name__} gives other rewards when its texts are {packing}")
 
     def forward(self, row: Row) -> Tensor:
         """(N, H) rewards of a row's sequences."""
@@ -69,6 +63,7 @@ class RewardNet(nn.Module):
         hidden = self.model.base_model(
             input_ids=row.input_ids,
             position_ids=row.position_ids + self.position_offset,
+            attention_mask=row.input_ids.new_ones(1, 1, 1, 1),  # of four dimensions: no other mask is made
             layout=row.layout,
             **self._no_cache(),
         ).last_hidden_state[0]
@@ -106,26 +101,25 @@ class RewardNet(nn.Module):
         with torch.autocast(pooled.device.type, enabled=False):  # a bfloat16 reward has two digits
             return head(pooled.to(next(head.parameters()).dtype)).float()
 
-    def _set_attention(self, packing: Packing) -> None:
-        self.model.set_attn_implementation(self.unpacked_attention if packing == Packing.PADDED else PACKED)
-
     @torch.no_grad()
     def _keeps_rewards(self, packing: Packing) -> bool:
         """Whether two texts that begin alike, and one more, get the rewards that the model gives them one by one."""
-        if packing == Packing.SHARED and not all(getattr(one, "is_causal", True) for one in self.model.modules()):
+        model = self.model
+        if packing == Packing.SHARED and not all(getattr(one, "is_causal", True) for one in model.modules()):
             return False
-        texts = _probe(self.model)
-        device = self.model.device
+        texts, device, usual = _probe(model), model.device, model.config._attn_implementation
+        alone = torch.cat([self._padded(build_row([_alone(text)], Packing.PADDED, device)) for text in texts])
         try:
-            self._set_attention(packing)
+            model.set_attn_implementation(PACKED)
             packed = self(build_row([bundle(texts[:2], packing), bundle(texts[2:], packing)], packing, device))
         except (TypeError, ValueError, NotImplementedError, RuntimeError, AttributeError, IndexError) as error:
-            logger.info("%s is not packed (%s): %s", type(self.model).__name__, packing, error)
-            return False
-        self._set_attention(Packing.PADDED)
-        alone = torch.cat([self._padded(build_row([_alone(text)], Packing.PADDED, device)) for text in texts])
-        tolerance = TOLERANCE.get(device.type, 1e-2) if self.model.dtype == torch.float32 else 0.1
-        return packed.shape == alone.shape and bool(torch.allclose(packed, alone, rtol=tolerance, atol=tolerance))
+            logger.info("%s is not packed (%s): %s", type(model).__name__, packing, error)
+            packed = torch.full_like(alone, math.nan)
+        tolerance = TOLERANCE.get(device.type, 1e-2) if model.dtype == torch.float32 else 0.1
+        is_same = packed.shape == alone.shape and torch.allclose(packed, alone, rtol=tolerance, atol=tolerance)
+        if not is_same:
+            model.set_attn_implementation(usual)
+        return is_same
 
 
 def silence_dropout(model: PreTrainedModel) -> None:

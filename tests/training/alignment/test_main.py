@@ -84,7 +84,7 @@ def test_a_run_leaves_its_result_and_nothing_half_done(prepare):
 
     assert run(run_dir, StopFlag()) == 0
 
-    assert files(run_dir) == ["metrics.jsonl", "model", "result.json", "run.json", "versions.json"]
+    assert files(run_dir) == ["metrics.jsonl", "model", "report.json", "result.json", "run.json", "versions.json"]
     assert run_dir.read_result()["num_steps"] == 6
 
 
@@ -224,8 +224,32 @@ def test_two_processes_learn_what_one_does(prepare, start, tmp_path):
         torch.testing.assert_close(weights[name], others[name], atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
+def test_processes_that_share_the_weights_learn_what_one_does_and_go_on_where_they_stopped(prepare, start, tmp_path):
+    """Interrupted after some steps, and taken up again: what each process held a part of comes back."""
+    preferences = write_rankings(tmp_path / "rankings", num_train=21, num_validation=7, num_test=9)
+    values = {"preferences": str(preferences), "num_epochs": 6.0, "batch_size": 5, "max_tokens": 300}
+    one, sharded = prepare("one", **values), prepare("sharded", **values, num_processes=2, sharding="fsdp")
+
+    assert start(one).wait() == 0
+    trainers = start(sharded, TWO_PROCESSES)
+    wait_for_step(sharded, 3)
+    trainers.send_signal(signal.SIGTERM)
+    trainers.wait()
+    assert sharded.read_result() is None
+    assert sharded.checkpoints()
+    assert start(sharded, TWO_PROCESSES).wait() == 0
+
+    for alone, together in zip(curve(one), curve(sharded), strict=True):
+        assert together == pytest.approx(alone, abs=1e-3)
+    assert measured(sharded) == pytest.approx(measured(one), abs=1e-2)
+    weights, others = (load_file(run_dir.model / "model.safetensors") for run_dir in (one, sharded))
+    for name in weights:
+        torch.testing.assert_close(weights[name], others[name], atol=2e-3, rtol=0)
+
+
 def measured(run_dir: RunDir) -> dict:
-    return {name: run_dir.read_result()[name] for name in ("loss", "validation_loss")}
+    return {name: run_dir.read_result()[name] for name in ("loss", "validation_loss", "temperature")}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties a process to its parent")

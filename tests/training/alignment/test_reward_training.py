@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +34,12 @@ def start(path, backbone, preferences, **values) -> tuple[RewardModelConfig, Run
 
 def curve(run_dir: RunDir) -> list[dict]:
     return [{key: line[key] for key in line if key != "time"} for line in run_dir.read_metrics()]
+
+
+def distinct_texts(path: Path) -> set[tuple[str, frozenset[str]]]:
+    """The responses of each training ranking that teaches anything: what was judged twice is there once."""
+    decided = [ranked for ranked in read_rankings(path, split="train") if ranked.is_decided]
+    return {(ranked.prompt[0]["content"], frozenset(ranked.responses)) for ranked in decided}
 
 
 def losses(run_dir: RunDir) -> list[float]:
@@ -93,7 +100,13 @@ def test_scores_have_mean_zero_and_deviation_one_on_the_training_set(reward_mode
 
 
 def test_the_best_on_validation_is_kept(tmp_path, llama_folder, rankings_path):
-    config, run_dir = start(tmp_path, llama_folder, rankings_path, eval_steps=1, learning_rate=0.02, num_epochs=6.0)
+    """Validation that contradicts training: the more is learned, the worse it gets."""
+    contrary = tmp_path / "contrary.jsonl"
+    rows = [json.loads(line) for line in rankings_path.read_text().splitlines()]
+    for row in rows:
+        row["ranking"] = row["ranking"][::-1] if row["split"] == "validation" else row["ranking"]
+    contrary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config, run_dir = start(tmp_path / "run", llama_folder, contrary, eval_steps=1, num_epochs=2.0)
 
     result = train_reward_model(config, run_dir, StopFlag())
 
@@ -101,12 +114,21 @@ def test_the_best_on_validation_is_kept(tmp_path, llama_folder, rankings_path):
     assert result["best_step"] == min(validations, key=validations.__getitem__) < result["num_steps"]
     assert result["validation_loss"] == validations[result["best_step"]]
     model = RewardModel.load(run_dir.model)
-    validation = list(read_rankings(rankings_path, split="validation"))
+    validation = list(read_rankings(contrary, split="validation"))
     rewards = [
         [model.std * score for score in model.score([(ranked.prompt, text) for text in ranked.responses])]
         for ranked in validation
     ]
     assert measure(validation, rewards)["loss"] == pytest.approx(result["validation_loss"], abs=1e-5)
+
+
+def test_a_run_whose_validation_gets_no_better_stops_early(tmp_path, llama_folder, rankings_path):
+    values = {"eval_steps": 2, "num_epochs": 40.0, "learning_rate": 1e-2, "patience": 3}
+    config, run_dir = start(tmp_path, llama_folder, rankings_path, **values)
+
+    result = train_reward_model(config, run_dir, StopFlag())
+
+    assert result["num_steps"] == result["best_step"] + 2 * 3 < 40 * 6
 
 
 def test_each_response_goes_through_the_model_once_a_step(tmp_path, llama_folder, rankings_path):
@@ -123,10 +145,8 @@ def test_each_response_goes_through_the_model_once_a_step(tmp_path, llama_folder
     finally:
         hook.remove()
 
-    decided = [ranked for ranked in read_rankings(rankings_path, split="train") if ranked.is_decided]
-    distinct = {(ranked.prompt[0]["content"], frozenset(ranked.responses)) for ranked in decided}
     assert len(losses(run_dir)) == 1
-    assert sum(num_texts) == sum(len(texts) for _, texts in distinct)
+    assert sum(num_texts) == sum(len(texts) for _, texts in distinct_texts(rankings_path))
 
 
 def test_how_a_step_is_cut_into_batches_changes_nothing(tmp_path, llama_folder, rankings_path):
@@ -210,7 +230,7 @@ def test_without_test_rankings_the_result_says_why_there_is_no_accuracy(tmp_path
         "packing": "shared",
         "real_tokens": 1.0,
         "temperature": 1.0,
-        "num_truncated": sum(len(set(ranked.responses)) for ranked in read_rankings(preferences)),
+        "num_truncated": sum(len(texts) for _, texts in distinct_texts(preferences)),
     }
     assert math.isfinite(RewardModel.load(run_dir.model).score(random_pairs(1))[0])
 
