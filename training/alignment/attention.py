@@ -135,7 +135,7 @@ def _weigh(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule:
     if mask is None and rule.causal and query.shape[2] > 1:
         mask = _allowed(query.shape[2], key.shape[2], rule, query.device)
     if mask is not None:
-        products = products.masked_fill(~mask, -math.inf)
+        products = products.masked_fill(~mask, torch.finfo(products.dtype).min)  # rows of padding may see nothing
     weights = products.softmax(-1, dtype=torch.float32).to(value.dtype)
     return drop(weights, rule.dropout) @ value
 

@@ -140,7 +140,7 @@ class RewardModel:
     def encode_all(self, pairs: Sequence[tuple[Messages, str]]) -> list[Scorable]:
         return [self.encode(messages, response) for messages, response in pairs]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # shards gathered in inference mode could not be trained any more
     def rewards(self, encoded: Sequence[Scorable]) -> Floats:
         """(N, H) raw rewards, in nats. What begins alike is computed once, and equal texts are computed once."""
         texts = [tuple(one.ids) for one in encoded]

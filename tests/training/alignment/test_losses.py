@@ -1,11 +1,23 @@
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from training.alignment.losses import num_choices, plackett_luce_loss, ranking_loss
+from training.alignment.losses import (
+    Judged,
+    Likelihood,
+    all_pairs_loss,
+    bradley_terry_loss,
+    davidson,
+    davidson_loss,
+    num_choices,
+    plackett_luce_loss,
+    ranking_loss,
+    rao_kupper,
+)
 
 
 def loss_of(rewards: list[float], groups: list[int]) -> float:
@@ -26,6 +38,71 @@ def random_batch(num_rows: int, num_responses: int, num_groups: int, seed: int =
     generator = torch.Generator().manual_seed(seed)
     rewards = torch.randn(num_rows, num_responses, generator=generator, dtype=torch.float64)
     return rewards, torch.randint(-1, num_groups, (num_rows, num_responses), generator=generator)
+
+
+def double(*numbers: float) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def orders(num_responses: int) -> list[list[int]]:
+    """All rankings of so many responses, ties included, as the groups of each."""
+    numbered = itertools.product(range(num_responses), repeat=num_responses)
+    return [list(groups) for groups in numbered if set(groups) == set(range(max(groups) + 1))]
+
+
+def minimised(loss: Callable[[], Tensor], *parameters: Tensor) -> None:
+    """Bring the parameters to where the loss is smallest."""
+    for parameter in parameters:
+        parameter.requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        parameters, line_search_fn="strong_wolfe", max_iter=300, tolerance_grad=1e-9, tolerance_change=1e-12
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+
+
+def optimum(loss: Callable[[Tensor], Tensor]) -> float:
+    """The margin of the smallest loss."""
+    margin = torch.zeros(1, dtype=torch.float64)
+    minimised(lambda: loss(margin).sum(), margin)
+    return margin.item()
+
+
+def fitted(likelihood: Likelihood, shown: Tensor, judged: Judged, votes: Tensor) -> Tensor:
+    """Strengths of mean zero that make the votes most likely: `shown` (B, K) are items, each judged `votes` times."""
+    strengths = torch.zeros(int(shown.max()) + 1, dtype=torch.float64)
+    likelihood.double()
+    minimised(
+        lambda: (likelihood(strengths[shown], judged) * votes).sum() / votes.sum(), strengths, *likelihood.parameters()
+    )
+    return (strengths - strengths.mean()).detach()
+
+
+def slope(found: Tensor, truth: Tensor) -> float:
+    """Of what was found against the truth."""
+    return ((found * truth).sum() / (truth * truth).sum()).item()
+
+
+def all_pairs_of(num_items: int) -> Tensor:
+    return torch.combinations(torch.arange(num_items))
+
+
+def drawn_votes(log_probabilities: Tensor, num_votes: int, generator: torch.Generator) -> Tensor:
+    """(..., P, 3) how often each outcome of each of P pairs came, of votes spread evenly over the pairs."""
+    each = num_votes // log_probabilities.shape[-2]
+    drawn = torch.multinomial(log_probabilities.exp().reshape(-1, 3), each, replacement=True, generator=generator)
+    return torch.nn.functional.one_hot(drawn, 3).sum(1).reshape(log_probabilities.shape).double()
+
+
+def normal_strengths(num_items: int, spread: float, generator: torch.Generator) -> Tensor:
+    strengths = torch.randn(num_items, generator=generator, dtype=torch.float64)
+    return spread * (strengths - strengths.mean()) / strengths.std()
 
 
 @pytest.mark.parametrize("margin", [-3.0, 0.0, 0.5, 40.0])
@@ -211,3 +288,277 @@ def test_strengths_are_recovered_from_simulated_rankings_with_ties():
 def test_shapes_are_checked(rewards, groups):
     with pytest.raises(ValueError, match=r"must both be \(B, K\)"):
         plackett_luce_loss(torch.zeros(rewards), torch.zeros(groups, dtype=torch.int64))
+
+
+def test_efrons_ties_are_exact_where_the_tied_are_equal_and_close_elsewhere():
+    rewards, groups = double(0.5, 0.5, 0.5, -1.0)[None], torch.tensor([[0, 0, 0, 1]])
+    uneven = double(0.5, 0.1, -0.4, -1.0)[None]
+
+    exact, efron = (plackett_luce_loss(rewards, groups, ties=ties).item() for ties in ("exact", "efron"))
+    assert plackett_luce_loss(uneven, torch.tensor([[0, 1, 2, 3]]), ties="efron").item() == pytest.approx(
+        by_orders(uneven[0].tolist(), [0, 1, 2, 3]), abs=1e-12
+    )
+    assert plackett_luce_loss(0 * rewards, groups, ties="efron").item() == pytest.approx(math.log(4), abs=1e-12)
+    assert exact < efron < 1.05 * exact
+    assert plackett_luce_loss(uneven, groups, ties="efron").item() == pytest.approx(
+        plackett_luce_loss(uneven, groups).item(), rel=0.1
+    )
+
+
+def test_ties_that_are_neither_exact_nor_efrons_are_refused():
+    with pytest.raises(ValueError, match="ties 'breslow' is not one of exact, efron"):
+        plackett_luce_loss(torch.zeros(1, 2), torch.tensor([[0, 1]]), ties="breslow")
+
+
+def test_the_tray_of_the_bad_costs_nothing_inside_itself():
+    rewards = double(0.3, 1.0, -2.0, 0.5)[None].requires_grad_()
+
+    loss = plackett_luce_loss(rewards, torch.tensor([[0, 1, 1, 1]]))
+    pull = torch.autograd.grad(loss.sum(), rewards)[0]
+
+    assert loss.item() == pytest.approx(-torch.log_softmax(rewards, 1)[0, 0].item(), abs=1e-12)
+    assert pull[0, 1:].tolist() == pytest.approx(torch.softmax(rewards, 1)[0, 1:].tolist(), abs=1e-12)
+
+
+def test_the_first_two_of_four_are_two_choices():
+    rewards = [0.3, 1.0, -2.0, 0.5]
+
+    weights = [math.exp(reward) for reward in rewards]
+    chance = weights[0] / sum(weights) * weights[1] / sum(weights[1:])
+
+    assert loss_of(rewards, [0, 1, 2, 2]) == pytest.approx(-math.log(chance), abs=1e-12)
+    assert loss_of(rewards, [0, 1, -1, -1]) == pytest.approx(
+        math.log1p(math.exp(0.7)), abs=1e-12
+    )  # not last: not there
+
+
+# Pairs
+
+
+def test_a_pairs_loss_is_that_of_bradley_and_terry():
+    margins = double(-1e4, -1.0, 0.0, 1.0, 1e4).requires_grad_()
+
+    loss = bradley_terry_loss(margins)
+
+    assert loss.tolist() == pytest.approx([1e4, 1.3132616875, math.log(2), 0.3132616875, 0], abs=1e-9)
+    assert torch.autograd.grad(loss.sum(), margins)[0].tolist() == pytest.approx(
+        [-1, -0.7310585786, -0.5, -0.2689414214, 0], abs=1e-9
+    )
+    assert bradley_terry_loss(torch.zeros(1, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("share", "margin", "expected"),
+    [(0.7, 0.0, 0.847298), (0.7, 1.0, 1.43086), (0.9, 1.0, 3.09795), (0.5, 0.0, 0.0), (0.5, 1.0, 0.0), (0.5, 3.0, 0.0)],
+)
+def test_the_margin_at_which_a_repeated_pair_ends_is_known_in_closed_form(share, margin, expected):
+    lead = (2 * share - 1) * math.exp(margin)
+    closed_form = math.log((lead + math.sqrt(lead**2 + 4 * share * (1 - share))) / (2 * (1 - share)))
+
+    assert closed_form == pytest.approx(expected, abs=1e-5)
+    assert optimum(lambda margins: bradley_terry_loss(margins, margin=margin, target=share)) == pytest.approx(
+        closed_form, abs=1e-5
+    )
+
+
+@pytest.mark.parametrize(("smoothing", "cap"), [(0.05, 2.944439), (0.10, 2.197225)])
+def test_smoothing_caps_the_difference_of_a_pair_that_all_agree_on(smoothing, cap):
+    likelihood = Likelihood(label_smoothing=smoothing)
+
+    def loss(margin: Tensor) -> Tensor:
+        return likelihood(torch.stack([margin, 0 * margin], 1), Judged(torch.tensor([[0, 1]])))
+
+    assert optimum(lambda margins: bradley_terry_loss(margins, label_smoothing=smoothing)) == pytest.approx(
+        cap, abs=1e-5
+    )
+    assert optimum(loss) == pytest.approx(cap, abs=1e-5)
+
+
+def test_soft_labels_are_cross_entropy_and_flips_a_mixture_of_both_ways():
+    margins, share = double(-2.0, 0.0, 1.5), double(0.1, 0.5, 0.8)
+    chance = margins.sigmoid()
+
+    soft = bradley_terry_loss(margins, target=share)
+    flipped = bradley_terry_loss(margins, flip_rate=0.2)
+
+    assert soft.tolist() == pytest.approx(
+        (-share * chance.log() - (1 - share) * (1 - chance).log()).tolist(), abs=1e-12
+    )
+    assert flipped.tolist() == pytest.approx((-(0.8 * chance + 0.2 * (1 - chance)).log()).tolist(), abs=1e-12)
+    assert bradley_terry_loss(margins, flip_rate=share / 2)[2].item() == pytest.approx(
+        -math.log(0.6 * chance[2] + 0.4 * (1 - chance[2])), abs=1e-12
+    )
+
+
+def test_each_option_of_a_pairs_loss_agrees_with_finite_differences():
+    margins, rate = double(-2.0, 0.3, 1.5).requires_grad_(), double(0.1, 0.2, 0.4).requires_grad_()
+
+    def loss(margins: Tensor, rate: Tensor) -> Tensor:
+        return bradley_terry_loss(margins, margin=0.5, label_smoothing=0.1, flip_rate=rate, target=0.8)
+
+    assert torch.autograd.gradcheck(loss, (margins, rate))
+
+
+@pytest.mark.parametrize("margin", [-1e4, 1e4])
+def test_flips_and_smoothing_stay_finite_for_extreme_margins(margin):
+    margins = torch.tensor([margin], requires_grad=True)
+
+    loss = bradley_terry_loss(margins, flip_rate=0.1, label_smoothing=0.1)
+    loss.sum().backward()
+
+    assert math.isfinite(loss.item())
+    assert margins.grad.isfinite().all()
+
+
+# All pairs of a prompt
+
+
+def test_all_pairs_is_the_mean_over_ordered_pairs():
+    rewards = [0.3, 1.0, -2.0]
+    pairs = [math.log1p(math.exp(worse - better)) for better, worse in itertools.combinations(rewards, 2)]
+
+    losses = all_pairs_loss(
+        double(*rewards, 9.0).repeat(3, 1), torch.tensor([[0, 1, 2, -1], [0, 0, 1, -1], [1, 1, 1, 1]])
+    )
+
+    assert losses.tolist() == pytest.approx([sum(pairs) / 3, (pairs[1] + pairs[2]) / 2, 0], abs=1e-12)
+
+
+def test_the_gradient_of_all_pairs_is_the_mean_of_the_pairs_own_gradients():
+    rewards, _ = random_batch(1, 9, 9)
+    groups = torch.tensor([[3, 0, 8, 2, 1, 7, 5, 4, 6]])
+    together = rewards.clone().requires_grad_()
+    all_pairs_loss(together, groups).sum().backward()
+    gradients = torch.zeros(1, 9, dtype=torch.float64)
+    for one, other in itertools.combinations(range(9), 2):
+        alone = rewards.clone().requires_grad_()
+        first, second = (one, other) if groups[0, one] < groups[0, other] else (other, one)
+        bradley_terry_loss(alone[:, first] - alone[:, second]).sum().backward()
+        gradients += alone.grad / 36
+
+    assert ((together.grad - gradients).norm() / gradients.norm()).item() < 1e-7
+
+
+def test_responses_listed_twice_leave_the_prompts_weight_as_it_was():
+    rewards, _ = random_batch(1, 4, 4)
+    groups = torch.tensor([[2, 0, 3, 1]])
+    once, twice = rewards.clone().requires_grad_(), rewards.clone().requires_grad_()
+
+    all_pairs_loss(once, groups).sum().backward()
+    loss = all_pairs_loss(twice.repeat(1, 2), groups.repeat(1, 2))
+    loss.sum().backward()
+
+    assert loss.item() == pytest.approx(all_pairs_loss(rewards, groups).item(), abs=1e-12)
+    assert (twice.grad - once.grad).abs().max().item() < 1e-12
+
+
+# Ties as outcomes
+
+
+@pytest.mark.parametrize("margin", [-3.0, 0.0, 0.7])
+def test_the_three_outcomes_of_a_pair_sum_to_one(margin):
+    for outcomes in (rao_kupper(double(margin), 0.4), davidson(double(margin), -0.3)):
+        assert outcomes.exp().sum().item() == pytest.approx(1, abs=1e-12)
+
+
+def test_at_equal_rewards_ties_are_as_frequent_as_the_formulas_say():
+    assert rao_kupper(double(0.0), math.log(1.7))[0, 2].exp().item() == pytest.approx(0.7 / 2.7, abs=1e-12)
+    assert davidson(double(0.0), math.log(0.8))[0, 2].exp().item() == pytest.approx(0.8 / 2.8, abs=1e-12)
+
+
+@pytest.mark.parametrize("outcomes", [rao_kupper(double(-2.0, 0.3), 0.0), davidson(double(-2.0, 0.3), -math.inf)])
+def test_without_ties_both_models_are_bradley_terry(outcomes):
+    chance = double(-2.0, 0.3).sigmoid()
+
+    assert outcomes.exp().tolist() == [pytest.approx([p, 1 - p, 0], abs=1e-12) for p in chance.tolist()]
+
+
+def test_where_there_is_no_tie_davidson_is_bradley_terry_and_rao_kupper_is_not():
+    margins = torch.linspace(-6, 6, 25, dtype=torch.float64)
+
+    def decided(outcomes: Tensor) -> Tensor:
+        return outcomes[:, 0].exp() / outcomes[:, :2].exp().sum(1)
+
+    assert (decided(davidson(margins, 0.5)) - margins.sigmoid()).abs().max().item() < 1e-12
+    assert (decided(rao_kupper(margins, 0.5)) - margins.sigmoid()).abs().max().item() > 0.04
+
+
+def test_the_tie_models_agree_with_finite_differences_and_stay_finite():
+    margins, parameter = double(-2.0, 0.0, 0.7).requires_grad_(), double(0.4).requires_grad_()
+    extreme = torch.tensor([-1e4, 1e4], requires_grad=True)
+
+    for outcomes in (rao_kupper, davidson):
+        assert torch.autograd.gradcheck(outcomes, (margins, parameter))
+        (pull,) = torch.autograd.grad(outcomes(extreme, 0.4).sum(), extreme)
+        assert outcomes(extreme, 0.4).isfinite().all()
+        assert pull.isfinite().all()
+
+
+def test_davidsons_lists_of_two_are_his_pairs():
+    rewards, log_odds = double(0.8, -0.4).repeat(3, 1), double(-0.3, -1.0)
+
+    losses = davidson_loss(rewards, torch.tensor([[0, 1], [1, 0], [0, 0]]), log_odds)
+
+    assert losses.tolist() == pytest.approx((-davidson(double(1.2), -0.3)[0]).tolist(), abs=1e-12)
+
+
+def by_sets(rewards: list[float], groups: list[int], log_odds: list[float]) -> float:
+    """The definition of Davidson's model for lists: each group drawn among all sets of what is left."""
+
+    def weight(members: tuple[int, ...]) -> float:
+        size = len(members)
+        return math.exp([0.0, *log_odds][min(size, len(log_odds) + 1) - 1] + sum(rewards[i] for i in members) / size)
+
+    loss = 0.0
+    for number in range(max(groups) + 1):
+        left = [place for place, group in enumerate(groups) if group >= number]
+        sets = (drawn for size in range(1, len(left) + 1) for drawn in itertools.combinations(left, size))
+        drawn = tuple(place for place in left if groups[place] == number)
+        loss += math.log(sum(weight(one) for one in sets) / weight(drawn))
+    return loss
+
+
+@pytest.mark.parametrize(
+    "groups", [[0, 1, 2, 3, 4], [0, 0, 1, 2, 2], [1, 0, 0, 0, 2], [0, 0, 0, 0, 0], [1, 1, 1, 1, 0]]
+)
+def test_davidsons_lists_draw_among_all_sets(groups):
+    rewards, log_odds = [0.3, -1.2, 2.5, 0.0, 0.9], [-0.5, -1.0, -3.0]
+
+    loss = davidson_loss(double(*rewards, 7.0)[None], torch.tensor([[*groups, -1]]), double(*log_odds))
+
+    assert loss.item() == pytest.approx(by_sets(rewards, groups, log_odds), abs=1e-12)
+
+
+def test_the_probabilities_of_all_rankings_with_ties_sum_to_one():
+    rankings = torch.tensor(orders(4))
+
+    losses = davidson_loss(double(0.3, -1.0, 2.0, 0.0).expand(75, 4), rankings, double(-0.3, -1.0))
+
+    assert len(rankings) == 75
+    assert (-losses).exp().sum().item() == pytest.approx(1, abs=1e-12)
+
+
+def test_davidsons_lists_know_neither_origin_nor_order_and_have_the_right_gradient():
+    rewards, groups = random_batch(20, 6, 3)
+    log_odds = double(-0.5, -1.0).requires_grad_()
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(1))
+    losses = davidson_loss(rewards, groups, log_odds)
+
+    assert (davidson_loss(rewards + 50, groups, log_odds) - losses).abs().max().item() < 1e-11
+    assert (davidson_loss(rewards[:, order], groups[:, order], log_odds) - losses).abs().max().item() < 1e-12
+    assert torch.autograd.gradcheck(
+        lambda given, odds: davidson_loss(given, groups[:5], odds), (rewards[:5].requires_grad_(), log_odds)
+    )
+
+
+@pytest.mark.parametrize("rewards", [[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4]])
+@pytest.mark.parametrize("groups", [[0, 1, 2], [0, 0, 1], [0, 0, 0], [0, -1, 0], [-1, -1, -1]])
+def test_davidsons_lists_stay_finite(rewards, groups):
+    given, log_odds = torch.tensor([rewards], requires_grad=True), torch.zeros(2, requires_grad=True)
+
+    loss = davidson_loss(given, torch.tensor([groups]), log_odds)
+    loss.sum().backward()
+
+    assert loss.isfinite().all()
+    assert given.grad.isfinite().all()
+    assert log_odds.grad.isfinite().all()

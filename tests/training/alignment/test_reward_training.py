@@ -136,7 +136,7 @@ def test_each_response_goes_through_the_model_once_a_step(tmp_path, llama_folder
     num_texts = []
 
     def count(module, inputs):
-        if isinstance(module, RewardNet) and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        if isinstance(module, RewardNet) and torch.is_grad_enabled():
             num_texts.append(len(inputs[0].lasts))
 
     hook = register_module_forward_pre_hook(count)
