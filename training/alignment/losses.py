@@ -374,7 +374,7 @@ def rao_kupper(margins: Tensor, log_theta: float | Tensor) -> Tensor:
     Source: P. V. Rao and L. L. Kupper, "Ties in paired-comparison experiments", JASA 62(317), 1967.
     """
     margins = _in_single(margins)
-    log_theta = torch.as_tensor(log_theta).to(margins)
+    log_theta = torch.as_tensor(log_theta, dtype=margins.dtype, device=margins.device)
     first, second = logsigmoid(margins - log_theta), logsigmoid(-margins - log_theta)
     log_odds = 2 * log_theta + (-torch.expm1(-2 * log_theta)).log()  # of theta^2 - 1
     return torch.stack([first, second, first + second + log_odds], -1)
@@ -394,7 +394,7 @@ def davidson(margins: Tensor, log_odds: float | Tensor) -> Tensor:
     experiments", JASA 65(329), 1970.
     """
     margins = _in_single(margins)
-    tie = torch.as_tensor(log_odds).to(margins).expand(margins.shape)
+    tie = torch.as_tensor(log_odds, dtype=margins.dtype, device=margins.device).expand(margins.shape)
     return torch.stack([margins / 2, -margins / 2, tie], -1).log_softmax(-1)
 
 
@@ -403,7 +403,7 @@ def davidson_loss(rewards: Tensor, groups: Tensor, log_odds: Tensor) -> Tensor:
 
     Of what is left, the next group is drawn among all sets: a set of t with a probability in proportion to
     delta_t (product of the exp(rewards))^(1 / t), delta_1 = 1. Two responses are Davidson's model with nu = delta_2.
-    The sum over all sets of a size is an elementary symmetric polynomial, so it takes K^2 steps, not 2^K.
+    The sum over all sets of a size is an elementary symmetric polynomial, so it takes K^3 steps, not 2^K.
 
     Args:
         rewards, groups: (B, K) as in `plackett_luce_loss`.
@@ -417,18 +417,14 @@ def davidson_loss(rewards: Tensor, groups: Tensor, log_odds: Tensor) -> Tensor:
     num_responses = groups.shape[1]
     worst_first = groups.masked_fill(groups < 0, num_responses).argsort(1, descending=True)
     numbers = groups.gather(1, worst_first)
-    is_last_drawn = torch.cat([numbers[:, 1:] != numbers[:, :-1], torch.ones_like(numbers[:, :1], dtype=torch.bool)], 1)
-    size = (groups[:, :, None] == groups[:, None, :]).sum(2)
-    sizes = torch.arange(1, num_responses + 1).to(rewards)
+    is_new = torch.cat([numbers[:, 1:] != numbers[:, :-1], torch.ones_like(numbers[:, :1], dtype=torch.bool)], 1)
+    is_drawn = (is_new & (numbers >= 0)).to(rewards.device)
+    left = _log_weights_left(rewards.gather(1, worst_first.to(rewards.device)), (numbers >= 0).to(rewards.device))
     log_odds = torch.cat([log_odds.new_zeros(1), log_odds]).to(rewards)
-    by_size = log_odds[torch.arange(num_responses).clamp(max=len(log_odds) - 1)]
-    drawn = rewards / size.to(rewards) + (by_size[size.to(rewards.device) - 1]) / size.to(rewards)
-    left = _log_weights_left(
-        rewards.gather(1, worst_first.to(rewards.device)), (numbers >= 0).to(rewards.device), sizes
-    )
-    total = (left + by_size).logsumexp(2)
-    is_draw = (is_last_drawn & (numbers >= 0)).to(rewards.device)
-    return total.where(is_draw, 0).sum(1) - drawn.where(is_ranked, 0).sum(1)
+    log_odds = log_odds[torch.arange(num_responses).clamp(max=len(log_odds) - 1)]
+    size = (groups[:, :, None] == groups[:, None, :]).sum(2).to(rewards.device)
+    drawn = (rewards + log_odds[size - 1]) / size
+    return (left + log_odds).logsumexp(2).where(is_drawn, 0).sum(1) - drawn.where(is_ranked, 0).sum(1)
 
 
 def num_choices(groups: Tensor) -> Tensor:
@@ -478,7 +474,7 @@ def _pair_loss(margins: Tensor, label_smoothing: float, flip_rate: float | Tenso
 
 def _partly_blind(loss: Tensor, blind_loss: Tensor, flip_rate: float | Tensor) -> Tensor:
     """The loss of judgments that are made blindly with twice the probability of being the wrong way round."""
-    blind = 2 * torch.as_tensor(flip_rate).to(loss)
+    blind = 2 * torch.as_tensor(flip_rate, dtype=loss.dtype, device=loss.device)
     return -torch.logaddexp(torch.log1p(-blind) - loss, blind.log() - blind_loss)
 
 
@@ -505,18 +501,21 @@ def _own(values: Tensor, annotator: Tensor, unknown: Tensor) -> Tensor:
     return torch.where(annotator < 0, unknown, values[annotator.clamp(min=0)])
 
 
-def _log_weights_left(worst_first: Tensor, is_ranked: Tensor, sizes: Tensor) -> Tensor:
-    """(B, K, K) of each response with all worse ones, the log of the summed weights of their sets of 1, 2, … K.
+def _log_weights_left(worst_first: Tensor, is_ranked: Tensor) -> Tensor:
+    """(B, K, K) of each response with all worse ones, the log of the summed weights of their sets of t = 1, 2, … K.
 
-    With one response more, a set of t is one of those before, or it and a set of t - 1.
+    It is the elementary symmetric polynomial of order t in the t-th roots of the weights. By orders j up to t: with one
+    root more, a product of j is one of those before, or that root times a product of j - 1.
     """
-    left = torch.full_like(worst_first, NEVER)
-    empty = torch.zeros_like(worst_first[:, :1])
+    num_responses = worst_first.shape[1]
+    roots = worst_first[:, :, None] / torch.arange(1, num_responses + 1).to(worst_first)
+    none = torch.zeros_like(roots[:, 0, :, None])
+    products = none.new_full((*none.shape[:2], num_responses), NEVER)  # (B, t, j)
     layers = []
-    for place in range(worst_first.shape[1]):
-        with_it = torch.cat([empty, left[:, :-1]], 1) + worst_first[:, place, None] / sizes
-        left = torch.logaddexp(left, with_it).where(is_ranked[:, place, None], left)
-        layers.append(left)
+    for place in range(num_responses):
+        with_it = torch.cat([none, products[:, :, :-1]], 2) + roots[:, place, :, None]
+        products = torch.logaddexp(products, with_it).where(is_ranked[:, place, None, None], products)
+        layers.append(products.diagonal(dim1=1, dim2=2))
     return torch.stack(layers, 1)
 
 
