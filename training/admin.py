@@ -18,7 +18,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from annotate.admin import ProjectFilter
 from annotate.models import Project
-from training import queries, report_queries, services
+from training import comparison_queries, queries, report_queries, services
 from training.alignment.config import CONFIGS
 from training.forms import BASIC_FIELDS, FreezeForm, RunForm
 from training.models import PreferenceSet, TrainingRun
@@ -130,7 +130,7 @@ class PreferenceSetAdmin(PageAdmin):
             splits=queries.split_lines(preference_set),
             num_simulated=queries.num_simulated(preference_set),
             runs=runs,
-            has_reports=any(run.kind in report_queries.REPORTING_KINDS for run in runs),
+            has_reports=any(run.kind in comparison_queries.REPORTING_KINDS for run in runs),
             buttons=OF_PREFERENCE_SETS if self.may_start(request) else {},
             title=str(preference_set),
         )
@@ -203,8 +203,10 @@ class TrainingRunAdmin(PageAdmin):
     ) -> HttpResponse:
         run = self.get(request, object_id)
         may_cancel = run.is_active and self.has_change_permission(request)
-        context = {"run": run, "page": queries.run_page(run), "may_cancel": may_cancel}
-        context |= {"report": report_queries.report(run), "curve": report_queries.learning_curve(run)}
+        report = report_queries.report(run)
+        page = queries.run_page(run, told_elsewhere=report_queries.TOLD_HERE if report else set())
+        context = {"run": run, "page": page, "report": report, "may_cancel": may_cancel}
+        context["curve"] = report_queries.learning_curve(run)
         if run.is_policy and request.user.has_perm("annotate.change_project"):
             context["projects"] = Project.objects.for_user(request.user)
         return self.page(request, "run.html", title=run.name, **context)
@@ -214,7 +216,7 @@ class TrainingRunAdmin(PageAdmin):
         """Reward models side by side, on one preference set."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        sets = report_queries.reported_sets(request.user)
+        sets = comparison_queries.reported_sets(request.user)
         asked = request.GET.get("preference_set", "")
         preference_set = next((one for one in sets if str(one.pk) == asked), None if asked else next(iter(sets), None))
         if asked and preference_set is None:
@@ -225,7 +227,7 @@ class TrainingRunAdmin(PageAdmin):
             "compare.html",
             sets=sets,
             preference_set=preference_set,
-            found=report_queries.side_by_side(request.user, preference_set, chosen) if preference_set else None,
+            found=comparison_queries.side_by_side(request.user, preference_set, chosen) if preference_set else None,
             may_start=self.may_start(request),
             title="Compare reward models",
         )

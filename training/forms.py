@@ -108,11 +108,10 @@ class RunForm(forms.Form):
     @property
     def advanced(self) -> dict[str, list[forms.BoundField]]:
         """Further settings by heading."""
-        heading = {name: title for title, names in GROUPS.items() for name in names}
-        groups: dict[str, list[forms.BoundField]] = {title: [] for title in (*GROUPS, THE_RUN)}
-        for name in self.config_names:
-            if name not in BASIC_FIELDS[self.kind]:
-                groups[heading.get(name, THE_RUN)].append(self[name])
+        left = [name for name in self.config_names if name not in BASIC_FIELDS[self.kind]]
+        groups = {title: [self[name] for name in names if name in left] for title, names in GROUPS.items()}
+        named = {name for names in GROUPS.values() for name in names}
+        groups[THE_RUN] = [self[name] for name in left if name not in named]
         return {title: own for title, own in groups.items() if own}
 
     @property

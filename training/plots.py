@@ -44,7 +44,8 @@ def scale_around(ranges: Iterable[Range], *, include: Sequence[float] = (0.5,)) 
     """An axis of shares that holds all of them, between whole tenths."""
     ends = [*include, *(end for one in ranges for end in one.ends)]
     low, high = math.floor(10 * min(ends) + 1e-9), math.ceil(10 * max(ends) - 1e-9)
-    return Scale(max(0, low) / 10, max(low + 1, min(10, high)) / 10)
+    low = min(9, max(0, low))
+    return Scale(low / 10, max(low + 1, min(10, high)) / 10)
 
 
 @dataclass(frozen=True)

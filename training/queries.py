@@ -1,7 +1,7 @@
 """Reads for the pages of runs and preference sets, and figures that join a run's files with what we know."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import Field, dataclass, fields
 from itertools import islice
 from pathlib import Path
@@ -195,11 +195,13 @@ class Progress:
     latest: list[Line]
 
 
-def run_page(run: TrainingRun) -> RunPage:
+def run_page(run: TrainingRun, *, told_elsewhere: Collection[str] = ()) -> RunPage:
+    """A run's page; `told_elsewhere` names the figures of its result that stand there already."""
+    result = {name: value for name, value in (run.result or {}).items() if name not in told_elsewhere}
     return RunPage(
         progress=progress(run),
         config=config_lines(run),
-        result=result_lines(run.result, human_ceiling(run)),
+        result=result_lines(result, human_ceiling(run)),
         samples=samples(run),
         metrics=newest_metrics(run),
         log=log(run),

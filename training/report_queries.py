@@ -4,27 +4,37 @@ A trainer writes both files (`training.alignment.evaluation.report`, `training.a
 them may be missing or null: an older run has less, and some figures cannot be had from some data.
 """
 
-import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeGuard
-from urllib.parse import urlencode
+from typing import Any
 
 from training import plots, queries
-from training.models import PreferenceSet, TrainingRun
+from training.models import TrainingRun
 from training.plots import Range, Scale, Strip, Tick
+from training.report_figures import (
+    NOT_MEASURED,
+    Row,
+    as_dict,
+    dicts,
+    figure,
+    is_number,
+    number,
+    points,
+    read_json,
+    share,
+    share_row,
+)
 
-Kind = TrainingRun.Kind
 REPORT, CURVE = "report.json", "curve.json"
-REPORTING_KINDS = (Kind.REWARD_MODEL, Kind.EVALUATE)
-MAX_COMPARED = 200
 MAX_OPEN_ROWS = 12
-NOT_MEASURED = "not measured"
 
+TOLD_HERE = {
+    *("accuracy_with_ties", "kendall_tau", "top_1", "log_loss", "brier", "ece", "ece_if_calibrated", "temperature"),
+    *("num_tied_pairs", "longer_wins", "leave_one_out", "ceiling", "accuracy_gain", "accuracy_gain_interval"),
+    "mcnemar_p",
+}  # of a run's result; the report says it with intervals
 SLICES = {
     "aspect": "Aspect",
     "source": "Source of the judgments",
@@ -50,17 +60,6 @@ MORE_FIGURES = {
     "ece": ("Calibration error", "How far its probabilities are from observed shares, on average."),
 }
 SHARES = {"accuracy_with_ties", "top_1", "ece"}  # told in per cent
-
-
-@dataclass(frozen=True)
-class Row:
-    """A figure: what it is called, what it says, where it stands in a picture, what it means."""
-
-    label: str
-    text: str
-    help: str
-    strip: Strip | None = None
-    is_band: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,73 +121,15 @@ def report(run: TrainingRun) -> Report | None:
         basis=_basis(told),
         more=_more(told),
         reliability=_reliability(told),
-        reliability_rows=[_reliability_row(one) for one in _dicts(told.get("reliability"))],
+        reliability_rows=[_reliability_row(one) for one in dicts(told.get("reliability"))],
         slices=[
             SliceTable(key, title, [_slice(one, scale) for one in rows])
             for key, title in SLICES.items()
-            if len(rows := _dicts(_dict(told.get("slices")).get(key))) > 1
+            if len(rows := dicts(as_dict(told.get("slices")).get(key))) > 1
         ],
-        length=_length(_dict(told.get("length"))),
-        comparison=_comparison(_dict(told.get("comparison")), scale),
+        length=_length(as_dict(told.get("length"))),
+        comparison=_comparison(as_dict(told.get("comparison")), scale),
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What the file holds; nothing where it is missing, half-written or no object."""
-    try:
-        return _dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _dicts(value: Any) -> list[dict[str, Any]]:
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
-
-
-# Figures as text
-
-
-def figure(told: Any) -> Range | None:
-    """{"value", "interval"} of a report, where it is a number."""
-    told = _dict(told)
-    value, interval = told.get("value"), told.get("interval")
-    if not _is_number(value):
-        return None
-    is_whole = isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval))
-    return Range(value, *interval) if is_whole else Range(value)
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def share(found: Range | None) -> str:
-    """Per cent with one decimal, the interval in brackets: 71.2% [64.0, 78.1]."""
-    if found is None:
-        return NOT_MEASURED
-    inside = (
-        f" [{100 * found.low:.1f}, {100 * found.high:.1f}]" if found.low is not None and found.high is not None else ""
-    )
-    return f"{found.value:.1%}{inside}"
-
-
-def number(found: Range | None, sign: str = "") -> str:
-    """Three decimals, the interval in brackets: 0.566 [0.541, 0.590]."""
-    if found is None:
-        return NOT_MEASURED
-    has_interval = found.low is not None and found.high is not None
-    return f"{found.value:{sign}.3f}" + (f" [{found.low:{sign}.3f}, {found.high:{sign}.3f}]" if has_interval else "")
-
-
-def points(found: Range) -> str:
-    """A difference of shares in percentage points: 2.1 points [0.4, 3.8]."""
-    has_interval = found.low is not None and found.high is not None
-    inside = f" [{100 * (found.low or 0):.1f}, {100 * (found.high or 0):.1f}]" if has_interval else ""
-    return f"{100 * found.value:.1f} points{inside}"
 
 
 # What it is worth
@@ -196,44 +137,39 @@ def points(found: Range) -> str:
 
 def _accuracies(told: dict[str, Any]) -> Iterable[Range | None]:
     """All accuracies of a report, which share one axis."""
-    yield figure(_dict(told.get("figures")).get("accuracy"))
-    yield figure(_dict(told.get("length")).get("longer_wins"))
-    ceiling = _dict(told.get("ceiling"))
+    yield figure(as_dict(told.get("figures")).get("accuracy"))
+    yield figure(as_dict(told.get("length")).get("longer_wins"))
+    ceiling = as_dict(told.get("ceiling"))
     yield from (figure(ceiling.get(name)) for name in ("leave_one_out", "accuracy"))
     yield _bounds(ceiling)
-    for rows in _dict(told.get("slices")).values():
-        yield from (Range(found.value) for one in _dicts(rows) if (found := figure(one.get("accuracy"))))
+    for rows in as_dict(told.get("slices")).values():
+        yield from (Range(found.value) for one in dicts(rows) if (found := figure(one.get("accuracy"))))
 
 
 def _bounds(ceiling: dict[str, Any]) -> Range | None:
     low, high = ceiling.get("low"), ceiling.get("high")
-    if not (_is_number(low) and _is_number(high)):
+    if not (is_number(low) and is_number(high)):
         return None
     return Range((low + high) / 2, low, high)
 
 
 def _headline(told: dict[str, Any], scale: Scale) -> list[Row]:
     """The accuracy, and what it has to be held against, whether known or not."""
-    ceiling = _dict(told.get("ceiling"))
+    ceiling = as_dict(told.get("ceiling"))
     bounds = _bounds(ceiling)
     rows = [
-        _share_row("Accuracy", _dict(told.get("figures")).get("accuracy"), ACCURACY_HELP, scale),
-        _share_row("Longer wins", _dict(told.get("length")).get("longer_wins"), LONGER_HELP, scale),
+        share_row("Accuracy", as_dict(told.get("figures")).get("accuracy"), ACCURACY_HELP, scale),
+        share_row("Longer wins", as_dict(told.get("length")).get("longer_wins"), LONGER_HELP, scale),
     ]
     if not ceiling:
         unknown = "not known: nowhere did two people judge the same responses"
         return [*rows, Row("Human ceiling", unknown, LEAVE_ONE_OUT_HELP)]
-    rows.append(_share_row("One person against the others", ceiling.get("leave_one_out"), LEAVE_ONE_OUT_HELP, scale))
+    rows.append(share_row("One person against the others", ceiling.get("leave_one_out"), LEAVE_ONE_OUT_HELP, scale))
     said = f"{bounds.low:.1%} to {bounds.high:.1%}" if bounds else NOT_MEASURED
     rows.append(Row("Best possible model", said, BOUNDS_HELP, plots.strip(bounds, scale) if bounds else None, True))
     if ceiling.get("accuracy"):
-        rows.append(_share_row("Accuracy on those items", ceiling["accuracy"], SAME_ITEMS_HELP, scale))
+        rows.append(share_row("Accuracy on those items", ceiling["accuracy"], SAME_ITEMS_HELP, scale))
     return rows
-
-
-def _share_row(label: str, told: Any, help: str, scale: Scale) -> Row:
-    found = figure(told)
-    return Row(label, share(found), help, plots.strip(found, scale) if found else None)
 
 
 def _basis(told: dict[str, Any]) -> str:
@@ -245,17 +181,17 @@ def _basis(told: dict[str, Any]) -> str:
         ("num_prompts", "{} prompts"),
         ("num_truncated", "{} responses cut to the maximum length"),
     ]
-    known = [words.format(told[name]) for name, words in parts if _is_number(told.get(name))]
+    known = [words.format(told[name]) for name, words in parts if is_number(told.get(name))]
     return "Measured on " + ", ".join(known) + "." if known else ""
 
 
 def _more(told: dict[str, Any]) -> list[Row]:
-    figures = _dict(told.get("figures"))
+    figures = as_dict(told.get("figures"))
     rows = []
     for name, (label, help) in MORE_FIGURES.items():
         found = figure(figures.get(name))
         rows.append(Row(label, share(found) if name in SHARES else number(found), help + _expected(name, told)))
-    if _is_number(told.get("temperature")):
+    if is_number(told.get("temperature")):
         help = "Differences of rewards are divided by it to make them probabilities; fitted on validation."
         rows.append(Row("Temperature", f"{told['temperature']:.3g}", help))
     return rows
@@ -264,12 +200,12 @@ def _more(told: dict[str, Any]) -> list[Row]:
 def _expected(name: str, told: dict[str, Any]) -> str:
     """Even of a perfectly calibrated model some error is measured, and more of it on fewer pairs."""
     expected = told.get("ece_if_calibrated") if name == "ece" else None
-    return f" On so many pairs a perfectly calibrated model would show {expected:.1%}." if _is_number(expected) else ""
+    return f" On so many pairs a perfectly calibrated model would show {expected:.1%}." if is_number(expected) else ""
 
 
 def _reliability(told: dict[str, Any]) -> plots.Plot | None:
     """Predicted probability against observed share; on the diagonal a model is as right as it says."""
-    found = [(one["confidence"], point) for one in _dicts(told.get("reliability")) if (point := _observed(one))]
+    found = [(one["confidence"], point) for one in dicts(told.get("reliability")) if (point := _observed(one))]
     if not found:
         return None
     scale = plots.scale_around([point for _, point in found], include=(0.5, 1.0, *(x for x, _ in found)))
@@ -288,13 +224,13 @@ def _reliability(told: dict[str, Any]) -> plots.Plot | None:
 def _observed(one: dict[str, Any]) -> Range | None:
     return (
         figure({"value": one.get("accuracy"), "interval": one.get("interval")})
-        if _is_number(one.get("confidence"))
+        if is_number(one.get("confidence"))
         else None
     )
 
 
 def _reliability_row(one: dict[str, Any]) -> dict[str, str]:
-    confidence = f"{one['confidence']:.1%}" if _is_number(one.get("confidence")) else NOT_MEASURED
+    confidence = f"{one['confidence']:.1%}" if is_number(one.get("confidence")) else NOT_MEASURED
     observed = share(figure({"value": one.get("accuracy"), "interval": one.get("interval")}))
     return {"confidence": confidence, "observed": observed, "num_pairs": str(one.get("num_pairs", ""))}
 
@@ -343,9 +279,9 @@ def _comparison(told: dict[str, Any], scale: Scale) -> Comparison | None:
     counts = {name: told.get(f"num_{name}", "") for name in ("both", "only_first", "only_second", "neither")}
     log_loss = figure(told.get("log_loss_gain"))
     return Comparison(
-        verdict=_verdict(names, told, [count for count in counts.values() if _is_number(count)]),
-        first=_share_row(first, told.get("accuracy_first"), "", scale),
-        second=_share_row(second, told.get("accuracy_second"), "", scale),
+        verdict=_verdict(names, told, [count for count in counts.values() if is_number(count)]),
+        first=share_row(first, told.get("accuracy_first"), "", scale),
+        second=share_row(second, told.get("accuracy_second"), "", scale),
         log_loss_gain=number(log_loss, "+") if log_loss else "",
         table=counts,
     )
@@ -363,7 +299,7 @@ def _verdict(names: Sequence[str], told: dict[str, Any], counts: Sequence[float]
     if gain is None:
         return f"The accuracy of {names[0]} and {names[1]} was not compared."
     p = told.get("mcnemar_p")
-    tail = f" on the same {sum(counts)} pairs" + (f", McNemar {_p(p)}" if _is_number(p) else "") + "."
+    tail = f" on the same {sum(counts)} pairs" + (f", McNemar {_p(p)}" if is_number(p) else "") + "."
     better, worse = names if gain.value >= 0 else names[::-1]
     by = points(_turned(gain) if gain.value < 0 else gain)
     if gain.low is None or gain.high is None or gain.low <= 0 <= gain.high:
@@ -393,7 +329,7 @@ class Curve:
 def learning_curve(run: TrainingRun) -> Curve | None:
     """curve.json of a run; nothing where there is none."""
     told = read_json(run.run_dir / CURVE)
-    rows = _dicts(told.get("points"))
+    rows = dicts(told.get("points"))
     if not rows:
         return None
     return Curve(
@@ -427,7 +363,7 @@ def _curve_plot(rows: list[dict[str, Any]], longer_wins: Range | None) -> plots.
         about=f"Accuracy rises from {means[0][1]:.1%} at {sizes[0]} judgments to {means[-1][1]:.1%} at {sizes[-1]}."
         if means[-1][1] > means[0][1]
         else f"Accuracy is {means[0][1]:.1%} at {sizes[0]} judgments and {means[-1][1]:.1%} at {sizes[-1]}.",
-        x_label="Judgments learned from (each step doubles)",
+        x_label="Judgments learned from, on a log scale",
         y_label="Accuracy",
         x_ticks=[(size, f"{size:,}") for size in plots.thinned(sizes)],
         lines=lines,
@@ -435,95 +371,4 @@ def _curve_plot(rows: list[dict[str, Any]], longer_wins: Range | None) -> plots.
 
 
 def _is_size(row: dict[str, Any]) -> bool:
-    return _is_number(row.get("num_judgments")) and row["num_judgments"] > 0
-
-
-# Side by side
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A run's headline figures beside those of others."""
-
-    run: TrainingRun
-    model: str
-    is_chosen: bool
-    split: str
-    aspect: str
-    num_pairs: Any
-    accuracy: Row
-    longer_wins: str
-    top_1: str
-    log_loss: str
-    ece: str
-
-
-@dataclass(frozen=True)
-class SideBySide:
-    """Runs with a report on one preference set, and those of them that are shown beside each other."""
-
-    offered: list[Compared]
-    shown: list[Compared]
-    ticks: list[Tick]
-    is_same_basis: bool
-    paired_query: str
-
-
-def side_by_side(user: Any, preference_set: PreferenceSet | None, chosen: set[int]) -> SideBySide:
-    """Reports on that preference set; all of them where none is chosen."""
-    runs = TrainingRun.objects.for_user(user).filter(
-        kind__in=REPORTING_KINDS, status=TrainingRun.Status.SUCCEEDED, preference_set=preference_set
-    )
-    told = {run: found for run in runs[:MAX_COMPARED] if (found := read_json(run.run_dir / REPORT))}
-    models = {run: str(_evaluated(run)) for run in told}
-    saved = queries.saving_runs(list(models.values()))
-    accuracies = (figure(_dict(one.get("figures")).get("accuracy")) for one in told.values())
-    scale = plots.scale_around([accuracy for accuracy in accuracies if accuracy])
-    offered = [
-        _compared(run, one, saved[models[run]].name if models[run] in saved else models[run], run.pk in chosen, scale)
-        for run, one in told.items()
-    ]
-    shown = [one for one in offered if one.is_chosen] or offered
-    return SideBySide(
-        offered,
-        shown,
-        ticks=plots.strip_ticks(scale),
-        is_same_basis=len({(one.aspect, one.num_pairs) for one in shown}) < 2,
-        paired_query=_paired_query([one.run for one in shown]) if len(shown) == 2 else "",
-    )
-
-
-def _evaluated(run: TrainingRun) -> Any:
-    """The model that a run's report is about."""
-    return run.config.get("reward_model", "") if run.kind == Kind.EVALUATE else run.model_dir.resolve()
-
-
-def _compared(run: TrainingRun, told: dict[str, Any], model: str, is_chosen: bool, scale: Scale) -> Compared:
-    figures = _dict(told.get("figures"))
-    return Compared(
-        run,
-        model,
-        is_chosen,
-        split=run.config.get("split", ""),
-        aspect=run.config.get("aspect", ""),
-        num_pairs=told.get("num_pairs", ""),
-        accuracy=_share_row("Accuracy", figures.get("accuracy"), ACCURACY_HELP, scale),
-        longer_wins=share(figure(_dict(told.get("length")).get("longer_wins"))),
-        top_1=share(figure(figures.get("top_1"))),
-        log_loss=number(figure(figures.get("log_loss"))),
-        ece=share(figure(figures.get("ece"))),
-    )
-
-
-def _paired_query(runs: Sequence[TrainingRun]) -> str:
-    """What starts an evaluation of two models on the same pairs, as the start page's parameters."""
-    first, second = (str(_evaluated(run)) for run in runs)
-    asked = {"preference_set": runs[0].preference_set_id, "reward_model": first, "other_reward_model": second}
-    return urlencode(asked) if first != second else ""
-
-
-def reported_sets(user: Any) -> list[PreferenceSet]:
-    """Preference sets on which some run of this user's may have left a report, the newest first."""
-    runs = TrainingRun.objects.for_user(user).filter(kind__in=REPORTING_KINDS, status=TrainingRun.Status.SUCCEEDED)
-    sets = PreferenceSet.objects.for_user(user).filter(pk__in=runs.values("preference_set"))
-    return list(sets.select_related("project"))
+    return is_number(row.get("num_judgments")) and row["num_judgments"] > 0
