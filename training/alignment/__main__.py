@@ -16,6 +16,7 @@ from typing import Any
 from training.alignment.config import (
     ConfigError,
     EvaluateConfig,
+    LearningCurveConfig,
     RejectionSamplingConfig,
     RewardModelConfig,
     RunConfig,
@@ -74,6 +75,10 @@ def run(run_dir: RunDir, stop: StopFlag) -> int:
 def dispatch(config: RunConfig, run_dir: RunDir, stop: StopFlag) -> dict[str, Any]:
     """The result of a run of any kind. Each kind loads only the packages it needs."""
     match config:
+        case LearningCurveConfig():  # first, as it is a RewardModelConfig too
+            from training.alignment.learning_curve import learning_curve  # noqa: PLC0415
+
+            return learning_curve(config, run_dir, stop)
         case RewardModelConfig():
             from training.alignment.reward_training import train_reward_model  # noqa: PLC0415
 

@@ -62,7 +62,7 @@ def pairwise_accuracy(
     correct: dict[str, float] = defaultdict(float)
     total: dict[str, int] = defaultdict(int)
     for ranked, own in zip(rankings, scores, strict=True):
-        prompt = _prompt_key(ranked)
+        prompt = prompt_key(ranked)
         for better, worse in ranked.ordered_places():
             correct[prompt] += 1.0 if own[better] > own[worse] else 0.5 if own[better] == own[worse] else 0.0
             total[prompt] += 1
@@ -156,7 +156,7 @@ def report(
     """
     temperatures = np.broadcast_to(np.asarray(temperature, dtype=np.float64), len(rankings))
     pairs = _Pairs.of(rankings, scores, other.scores if other else scores)
-    prompts = np.array(_numbers(map(_prompt_key, rankings)), dtype=np.int64)
+    prompts = np.array(_numbers(map(prompt_key, rankings)), dtype=np.int64)
     ordered = pairs.where(~pairs.is_tied)
     by_prompt = Clustered(prompts[ordered.ranking], seed)
     by_ranking = _Rankings(rankings, scores, pairs, prompts, seed)
@@ -403,7 +403,8 @@ def _groups_by_text(ranked: RankedResponses) -> list[int]:
     return [groups[place] for place in sorted(range(len(groups)), key=ranked.responses.__getitem__)]
 
 
-def _prompt_key(ranked: RankedResponses) -> str:
+def prompt_key(ranked: RankedResponses) -> str:
+    """What is the same for judgments on the same prompt."""
     return json.dumps([[message["role"], message["content"]] for message in ranked.prompt])
 
 
