@@ -23,7 +23,7 @@ class Compared:
     run: TrainingRun
     model: str
     is_chosen: bool
-    basis: str
+    measured_on: str
     accuracy: Row
     longer_wins: str
     top_1: str
@@ -61,7 +61,7 @@ def side_by_side(user: Any, preference_set: PreferenceSet | None, chosen: set[in
         offered,
         shown,
         ticks=plots.strip_ticks(scale),
-        is_same_basis=len({one.basis for one in shown}) < 2,
+        is_same_basis=len({one.measured_on for one in shown}) < 2,
         paired_query=_paired_query(user, [one.run for one in shown]) if len(shown) == 2 else "",
     )
 
@@ -82,7 +82,7 @@ def _compared(run: TrainingRun, told: dict[str, Any], model: str, is_chosen: boo
         run,
         model,
         is_chosen,
-        basis=_measured_on(run, told),
+        measured_on=_measured_on(run, told),
         accuracy=share_row("Accuracy", figures.get("accuracy"), ACCURACY_HELP, scale),
         longer_wins=share(figure(as_dict(told.get("length")).get("longer_wins"))),
         top_1=share(figure(figures.get("top_1"))),
