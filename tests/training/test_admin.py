@@ -19,7 +19,10 @@ from tests.training.factories import (
     make_run,
     make_staff,
 )
+from tests.training.reports import leave, make_curve, make_report
 from training import launch, services
+from training.alignment.config import CONFIGS
+from training.forms import GROUPS, THE_RUN
 from training.models import Metric, PreferenceSet, TrainingRun
 
 pytestmark = pytest.mark.django_db
@@ -224,6 +227,64 @@ def test_start_page_refuses_other_methods(staff: Client, method: str):
     assert getattr(staff, method)(start_url("reward_model")).status_code == 405
 
 
+def test_start_page_groups_its_further_settings(staff: Client):
+    make_preference_set()
+    form = staff.get(start_url("reward_model")).context["form"]
+    groups = {title: [field.name for field in fields] for title, fields in form.advanced.items()}
+    assert list(groups) == ["Data", "Schedule", "Loss", "Annotators and noise", THE_RUN]
+    assert groups["Loss"] == ["loss", "ties", "margin", "label_smoothing", "centring"]
+    assert {"seed", "packing", "precision", "lora_rank"} <= set(groups[THE_RUN])
+    shown = [field.name for field in form.basic] + [name for names in groups.values() for name in names]
+    assert sorted(shown) == sorted(set(form.fields) - {"key"})
+    assert form["ties"].field.choices[1] == ("efron", "efron")
+
+
+def test_groups_name_fields_that_there_are():
+    known = {name for config in CONFIGS.values() for name in config.__dataclass_fields__}
+    named = [name for names in GROUPS.values() for name in names]
+    assert (set(named) - known, len(named)) == (set(), len(set(named)))
+
+
+def test_start_page_opens_on_a_learning_curve_with_its_points(staff: Client):
+    make_preference_set()
+    form = staff.get(start_url("learning_curve")).context["form"]
+    assert [field.name for field in form.basic] == ["name", "preference_set", "backbone", "num_points", "num_epochs"]
+    assert form["name"].value() == "learning-curve-1"
+
+
+def test_start_page_is_filled_in_by_a_link_as_far_as_it_shows_at_first_sight(staff: Client):
+    preference_set = make_preference_set()
+    asked = {"reward_model": "one", "other_reward_model": "two", "split": "validation"}
+    hidden = {"max_length": "16", "key": "x", "name": "mine"}
+    query = {"preference_set": preference_set.pk, **asked, **hidden}
+    form = staff.get(start_url("evaluate"), query).context["form"]
+    assert {name: form[name].value() for name in asked} == asked
+    assert (form["max_length"].value(), form["name"].value()) == (1024, "evaluation-1")
+    assert form["other_reward_model"].field.required is False
+
+
+@pytest.mark.parametrize("other", ["", "two"])
+def test_start_page_evaluates_a_model_alone_or_against_another(staff: Client, other: str):
+    make_preference_set()
+    saved = {name: str(make_finished_run(name=name).model_dir.resolve()) for name in ("one", "two")} | {"": ""}
+    staff.post(start_url("evaluate"), start_data("evaluate", staff, reward_model="one", other_reward_model=other))
+    config = TrainingRun.objects.get(kind="evaluate").config
+    assert (config["reward_model"], config["other_reward_model"]) == (saved["one"], saved[other])
+
+
+def test_scores_of_responses_have_a_page_but_no_button(staff: Client):
+    """The file that is scored lies on the server, and a form names none."""
+    run = make_finished_run(
+        kind="score", name="scored", config={"responses": "/data/all.jsonl", "reward_model": "org/m"}
+    )
+    page = staff.get(run_url("change", run)).content.decode()
+    assert "Scores of responses" in page
+    assert "/data/all.jsonl" in page
+    assert staff.get(start_url("score")).status_code == 404
+    for name in ("changelist", "add"):
+        assert start_url("score") not in staff.get(reverse(f"admin:training_trainingrun_{name}")).content.decode()
+
+
 def guide_data(project, **values):
     form = {"key": uuid.uuid4(), "name": "guidance", "project": project.pk, "reward_models": "one\ntwo"}
     rest = {"strategy": "bald", "num_pairs": 0, "seed": 0, "num_processes": 1, "save_minutes": 5}
@@ -327,6 +388,60 @@ def test_run_page_escapes_what_models_and_trainers_wrote(staff: Client):
     assert inline(page) == []
 
 
+@pytest.mark.parametrize("kind", ["evaluate", "reward_model"])
+def test_run_page_shows_what_a_reward_model_is_worth(staff: Client, kind: str):
+    run = leave(make_finished_run(kind=kind, result={"accuracy": 0.712, "brier": 0.191}), "report.json", make_report())
+    response = staff.get(run_url("change", run))
+    page = response.content.decode().replace("\u00a0", " ")
+    for words in (
+        "What it is worth",
+        "71.2% [68.2, 74.2]",
+        "58.3% [55.3, 61.3]",
+        "73.8% to 80.5%",
+        "Reliability diagram",
+        "helmsman is better than baseline by 2.1 points [0.4, 3.8]",
+        "Prefers longer responses more than people do",
+        "annotator 13",
+    ):
+        assert words in page
+    assert [line.label for line in response.context["page"].result] == ["Pairwise accuracy"]
+    assert inline(response.content) == []
+
+
+def test_run_page_shows_a_learning_curve(staff: Client):
+    run = leave(make_finished_run(kind="learning_curve"), "curve.json", make_curve())
+    response = staff.get(run_url("change", run))
+    assert "Accuracy rises from 58.2% at 250 judgments to 70.2% at 4000." in response.content.decode()
+    assert inline(response.content) == []
+
+
+@pytest.mark.parametrize("language", ["en", "de"])
+def test_pictures_have_decimal_points_in_every_language(staff: Client, settings, language: str):
+    settings.LANGUAGE_CODE = language
+    run = leave(make_finished_run(kind="evaluate"), "report.json", make_report())
+    page = staff.get(run_url("change", run), headers={"Accept-Language": language}).content.decode()
+    assert '<circle class="dot" cx="52.94%"' in page
+
+
+def test_run_page_escapes_what_a_report_says(staff: Client):
+    hostile = "<script>alert(1)</script>"
+    comparison = {"name_first": hostile, "name_second": hostile, "num_both": hostile}
+    slices = {"source": [{"name": hostile, "num_pairs": hostile}] * 2}
+    rows = [{"confidence": 0.5, "accuracy": 0.5, "num_pairs": hostile}]
+    told = make_report(comparison=comparison, slices=slices, reliability=rows)
+    run = leave(make_finished_run(kind="evaluate"), "report.json", told)
+    page = staff.get(run_url("change", run)).content
+    assert b"<script>alert" not in page
+    assert page.count(b"&lt;script&gt;alert(1)&lt;/script&gt;") >= 10
+
+
+def test_run_page_with_a_report_asks_the_database_no_more(staff: Client):
+    run = make_finished_run(kind="evaluate")
+    before = _num_queries(staff, run_url("change", run))
+    leave(run, "report.json", make_report(comparison=None))
+    assert _num_queries(staff, run_url("change", run)) == before
+
+
 def test_progress_fragment_reloads_the_page_when_the_run_has_ended(staff: Client):
     run = make_run()
     response = staff.get(run_url("progress", run), headers={"HX-Request": "true"})
@@ -413,6 +528,80 @@ def test_run_cannot_be_deleted(staff: Client):
     run = make_finished_run()
     assert staff.post(run_url("delete", run), {"post": "yes"}).status_code == 403
     assert TrainingRun.objects.exists()
+
+
+# Reward models side by side
+
+COMPARE = "admin:training_trainingrun_compare"
+
+
+def make_reported_run(name: str, preference_set: PreferenceSet) -> TrainingRun:
+    run = make_finished_run(name=name, preference_set=preference_set, project=preference_set.project)
+    return leave(run, "report.json", make_report())
+
+
+def test_compare_page_shows_the_newest_set_and_any_that_is_asked_for(staff: Client):
+    old, new = make_preference_set(), make_preference_set()
+    first, second = make_reported_run("first", old), make_reported_run("second", new)
+    assert [one.run for one in staff.get(reverse(COMPARE)).context["found"].shown] == [second]
+    response = staff.get(reverse(COMPARE), {"preference_set": old.pk})
+    assert [one.run for one in response.context["found"].shown] == [first]
+    assert f'<option value="{old.pk}" selected>' in response.content.decode()
+
+
+def test_compare_page_leads_from_two_chosen_models_to_a_paired_evaluation(staff: Client):
+    preference_set = make_preference_set()
+    first, second, _ = (make_reported_run(name, preference_set) for name in ("first", "second", "third"))
+    assert "Choose two models" in staff.get(reverse(COMPARE)).content.decode()
+    response = staff.get(reverse(COMPARE), {"run": [first.pk, second.pk, "x", "9" * 30]})
+    query = f"preference_set={preference_set.pk}&amp;reward_model=second&amp;other_reward_model=first"
+    assert f'href="{start_url("evaluate")}?{query}"' in response.content.decode()
+    assert inline(response.content) == []
+
+
+def test_compare_page_without_reports(staff: Client):
+    assert "No reward model has been measured yet." in staff.get(reverse(COMPARE)).content.decode()
+    make_finished_run(preference_set=make_preference_set())
+    assert "No reward model has been measured yet on" in staff.get(reverse(COMPARE)).content.decode()
+
+
+def test_compare_page_refuses(staff: Client):
+    assert staff.post(reverse(COMPARE)).status_code == 405
+    assert staff.get(reverse(COMPARE), {"preference_set": "x"}).status_code == 404
+    assert make_viewer().get(reverse(COMPARE)).status_code == 403
+    assert Client().get(reverse(COMPARE)).status_code == 302
+
+
+def test_compare_page_shows_a_viewer_what_they_may_see_and_no_buttons():
+    hidden = make_preference_set(project=make_judged_project(is_open=False))
+    shown = make_preference_set()
+    for preference_set in (hidden, shown):
+        for name in ("one", "two"):
+            make_reported_run(name, preference_set)
+    viewer = make_viewer("view_trainingrun", "view_preferenceset")
+    assert viewer.get(reverse(COMPARE), {"preference_set": hidden.pk}).status_code == 404
+    response = viewer.get(reverse(COMPARE))
+    assert response.context["sets"] == [shown]
+    assert start_url("evaluate") not in response.content.decode()
+
+
+def test_lists_and_sets_link_to_the_compare_page(staff: Client):
+    preference_set = make_preference_set()
+    set_page = reverse("admin:training_preferenceset_change", args=[preference_set.pk])
+    assert reverse(COMPARE) not in staff.get(set_page).content.decode()
+    make_reported_run("first", preference_set)
+    assert f"{reverse(COMPARE)}?preference_set={preference_set.pk}" in staff.get(set_page).content.decode()
+    viewer = make_viewer("view_trainingrun")
+    assert reverse(COMPARE) in viewer.get(reverse("admin:training_trainingrun_changelist")).content.decode()
+
+
+def test_compare_page_asks_the_database_no_more_for_three_runs(staff: Client):
+    preference_set = make_preference_set()
+    make_reported_run("first", preference_set)
+    before = _num_queries(staff, reverse(COMPARE))
+    for name in ("second", "third"):
+        make_reported_run(name, preference_set)
+    assert _num_queries(staff, reverse(COMPARE)) == before
 
 
 # Who may what

@@ -103,6 +103,35 @@ def test_result_lines_say_that_a_figure_is_missing():
     assert queries.headline(result) == ""
 
 
+def test_result_lines_make_lists_and_objects_readable():
+    result = {
+        "packing": "shared",
+        "num_real_tokens": 120_400,
+        "early_stop": False,
+        "note": None,
+        "learned": {"flip_rate": 0.08125, "temperatures": {"amina": 1.5, "ben": 0.25}},
+        "ceiling": [0.738, 0.805],
+        "annotators": list(range(40)),
+        "heads": [],
+    }
+    assert [(line.label, line.text) for line in queries.result_lines(result)] == [
+        ("Packing", "shared"),
+        ("Real tokens", "120400"),
+        ("Early stop", "no"),
+        ("Note", "none"),
+        ("Learned", "flip_rate 0.08125, temperatures (amina 1.5, ben 0.25)"),
+        ("Ceiling", "0.738, 0.805"),
+        ("Annotators", ", ".join(map(str, range(30))) + ", and 10 more"),
+        ("Heads", "none"),
+    ]
+
+
+def test_run_page_says_nothing_twice():
+    run = make_finished_run(result={"accuracy": 0.7, "brier": 0.2, "num_truncated": 3})
+    lines = queries.run_page(run, told_elsewhere={"brier"}).result
+    assert [line.label for line in lines] == ["Pairwise accuracy", "Truncated"]
+
+
 @pytest.mark.parametrize(
     ("result", "headline"),
     [
