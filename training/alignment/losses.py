@@ -225,7 +225,7 @@ class Likelihood(nn.Module):
         if not self.margin or judged.strength is None:
             return torch.zeros(())
         is_pair = ((groups >= 0).sum(1) == 2) & (num_choices(groups) == 1)
-        lead = self.margin * (judged.strength - 1).clamp(min=0) * is_pair
+        lead = self.margin * (judged.strength.double() - 1).clamp(min=0) * is_pair
         return lead[:, None] * (groups == 0)
 
     def _flip_rate(self, rewards: Tensor, annotator: Tensor | None) -> Tensor | None:

@@ -1,6 +1,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -292,17 +293,14 @@ def test_shapes_are_checked(rewards, groups):
 
 def test_efrons_ties_are_exact_where_the_tied_are_equal_and_close_elsewhere():
     rewards, groups = double(0.5, 0.5, 0.5, -1.0)[None], torch.tensor([[0, 0, 0, 1]])
-    uneven = double(0.5, 0.1, -0.4, -1.0)[None]
+    uneven, strict = double(0.5, 0.1, -0.4, -1.0)[None], torch.tensor([[3, 1, 0, 2]])
 
-    exact, efron = (plackett_luce_loss(rewards, groups, ties=ties).item() for ties in ("exact", "efron"))
-    assert plackett_luce_loss(uneven, torch.tensor([[0, 1, 2, 3]]), ties="efron").item() == pytest.approx(
-        by_orders(uneven[0].tolist(), [0, 1, 2, 3]), abs=1e-12
-    )
-    assert plackett_luce_loss(0 * rewards, groups, ties="efron").item() == pytest.approx(math.log(4), abs=1e-12)
-    assert exact < efron < 1.05 * exact
-    assert plackett_luce_loss(uneven, groups, ties="efron").item() == pytest.approx(
-        plackett_luce_loss(uneven, groups).item(), rel=0.1
-    )
+    def efron(rewards: Tensor, groups: Tensor) -> float:
+        return plackett_luce_loss(rewards, groups, ties="efron").item()
+
+    assert efron(rewards, groups) == pytest.approx(plackett_luce_loss(rewards, groups).item(), abs=1e-12)
+    assert efron(uneven, strict) == pytest.approx(plackett_luce_loss(uneven, strict).item(), abs=1e-12)
+    assert 1.1 < efron(uneven, groups) / plackett_luce_loss(uneven, groups).item() < 1.3
 
 
 def test_ties_that_are_neither_exact_nor_efrons_are_refused():
@@ -562,3 +560,369 @@ def test_davidsons_lists_stay_finite(rewards, groups):
     assert loss.isfinite().all()
     assert given.grad.isfinite().all()
     assert log_odds.grad.isfinite().all()
+
+
+# The likelihood that reward models are trained on
+
+
+NOISY = {"margin": 0.5, "label_smoothing": 0.1, "flip_rate": 0.1, "learn_flip_rate": True}
+OPTIONS: list[dict[str, Any]] = [
+    {"loss": loss, "ties": ties, "annotators": annotators, "num_annotators": 3, **noise}
+    for loss in ("plackett_luce", "all_pairs")
+    for ties in ("exact", "efron", "davidson", "rao_kupper")
+    for annotators in ("equal", "temperatures", "flip_rates")
+    for noise in ({}, NOISY)
+]
+
+
+def random_judgments(num_rows: int, num_responses: int) -> tuple[Tensor, Judged]:
+    rewards, groups = random_batch(num_rows, num_responses, 3)
+    groups = torch.where(groups < 0, -1, groups - groups.masked_fill(groups < 0, 9).amin(1, keepdim=True))
+    numbers = torch.arange(num_rows)
+    return rewards, Judged(groups, (numbers % 3).double(), numbers % 4 - 1)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
+def test_whatever_the_options_a_constant_and_the_order_change_nothing_and_gradients_are_right(options):
+    likelihood = Likelihood(**options).double()
+    for num_responses in (2, 5):
+        rewards, judged = random_judgments(8, num_responses)
+        order = torch.randperm(num_responses, generator=torch.Generator().manual_seed(1))
+        losses = likelihood(rewards, judged)
+        reordered = Judged(judged.groups[:, order], judged.strength, judged.annotator)
+
+        assert losses.shape == (8,)
+        assert (likelihood(rewards + 30, judged) - losses).abs().max().item() < 1e-11
+        assert (likelihood(rewards[:, order], reordered) - losses).abs().max().item() < 1e-12
+        assert torch.autograd.gradcheck(
+            lambda given, *_, judged=judged: likelihood(given, judged),
+            (rewards.requires_grad_(), *likelihood.parameters()),
+        )
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
+def test_every_parameter_has_a_finite_gradient_whatever_the_batch_holds(options):
+    likelihood = Likelihood(**options)
+    rewards = torch.tensor([[1e4, -1e4, math.nan], [0.0, 0.0, 0.0], [-1e4, 1e4, 1e4]], requires_grad=True)
+    groups = torch.tensor([[0, 1, -1], [-1, -1, -1], [0, 0, 1]])
+
+    for annotator in (None, torch.tensor([-1, -1, -1]), torch.tensor([0, -1, 2])):
+        likelihood.zero_grad()
+        losses = likelihood(rewards, Judged(groups, torch.ones(3), annotator))
+        losses.sum().backward()
+
+        assert losses.isfinite().all()
+        assert rewards.grad.isfinite().all()
+        assert all(parameter.grad.isfinite().all() for parameter in likelihood.parameters())
+
+
+def test_by_default_it_is_the_ranking_loss():
+    rewards, groups = random_batch(50, 5, 3)
+
+    assert Likelihood()(rewards, Judged(groups)).tolist() == ranking_loss(rewards, groups).tolist()
+    assert Likelihood().learned() == {}
+    assert Likelihood()(rewards.bfloat16(), Judged(groups)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("ties", ["exact", "efron", "davidson", "rao_kupper"])
+@pytest.mark.parametrize("loss", ["plackett_luce", "all_pairs"])
+def test_it_tells_which_rankings_teach_anything(loss, ties):
+    likelihood = Likelihood(loss=loss, ties=ties)
+    rankings = [[0, 1], [0, 0, 1, -1], [0, 0], [0, 0, -1, 0], [0, -1], [-1, -1]]
+
+    def has_gradient(groups: list[int]) -> bool:
+        rewards = torch.linspace(0, 1, len(groups), requires_grad=True)
+        likelihood(rewards[None], Judged(torch.tensor([groups]))).sum().backward()
+        return bool(rewards.grad.any())
+
+    assert [likelihood.teaches(groups) for groups in rankings] == [has_gradient(groups) for groups in rankings]
+
+
+def test_graded_strength_moves_the_margin_of_pairs_only():
+    rewards = double(0.5, 0.2, 0.0).repeat(5, 1)
+    groups = torch.tensor([[0, 1, -1], [0, 1, -1], [1, 0, -1], [0, 0, -1], [0, 1, 2]])
+    strength = torch.tensor([1.0, 2.0, 2.0, 2.0, 2.0])
+
+    losses = Likelihood(margin=0.4)(rewards, Judged(groups, strength))
+
+    expected = [math.log1p(math.exp(-lead)) for lead in (0.3, 0.3 - 0.4, -0.3 - 0.4)]
+    assert losses[:4].tolist() == pytest.approx([*expected, 0], abs=1e-12)
+    assert losses[4].item() == ranking_loss(rewards, groups)[4].item()
+    assert Likelihood(margin=0.4)(rewards, Judged(groups, 0 * strength)).tolist() == pytest.approx(
+        ranking_loss(rewards, groups).tolist(), abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("loss", ["plackett_luce", "all_pairs"])
+def test_noise_in_lists_of_two_is_noise_in_pairs(loss):
+    margins = double(-2.0, 0.0, 0.7)
+    rewards, judged = torch.stack([margins, 0 * margins], 1), Judged(torch.tensor([[0, 1]] * 3))
+
+    losses = Likelihood(loss=loss, flip_rate=0.2, label_smoothing=0.1)(rewards, judged)
+
+    assert losses.tolist() == pytest.approx(
+        bradley_terry_loss(margins, flip_rate=0.2, label_smoothing=0.1).tolist(), abs=1e-12
+    )
+
+
+def test_flips_of_lists_leave_the_probabilities_of_all_orders_summing_to_one():
+    groups = torch.tensor(list(itertools.permutations(range(4))))
+    rewards = double(0.3, -1.0, 2.0, 0.0).expand(24, 4)
+
+    probabilities = (-3 * Likelihood(flip_rate=0.2)(rewards, Judged(groups))).exp()
+
+    assert probabilities.sum().item() == pytest.approx(1, abs=1e-12)
+    assert probabilities.min().item() > 0.4 / 24
+
+
+def test_smoothing_mixes_a_list_with_its_opposite():
+    rewards = double(0.3, -1.0, 2.0, 5.0)[None]
+
+    def loss(*groups: int) -> float:
+        return plackett_luce_loss(rewards, torch.tensor([groups])).item()
+
+    smoothed = Likelihood(label_smoothing=0.1)(rewards, Judged(torch.tensor([[0, 2, 1, -1]])))
+
+    assert smoothed.item() == pytest.approx((0.9 * loss(0, 2, 1, -1) + 0.1 * loss(2, 0, 1, -1)) / 2, abs=1e-12)
+
+
+def test_with_flips_between_pairs_ties_stay_ties():
+    rewards, groups = double(0.7, 0.0).repeat(3, 1), torch.tensor([[0, 1], [1, 0], [0, 0]])
+
+    for ties in ("davidson", "rao_kupper"):
+        clean, noisy = (
+            (-Likelihood(loss="all_pairs", ties=ties, flip_rate=rate)(rewards, Judged(groups))).exp()
+            for rate in (0.0, 0.2)
+        )
+
+        assert clean.sum().item() == pytest.approx(1, abs=1e-7)
+        assert noisy.tolist() == pytest.approx(
+            [(0.8 * clean[0] + 0.2 * clean[1]).item(), (0.8 * clean[1] + 0.2 * clean[0]).item(), clean[2].item()]
+        )
+
+
+def test_each_ranking_has_one_voice_under_the_tie_models_too():
+    rewards = torch.zeros(3, 4, dtype=torch.float64)
+    groups = torch.tensor([[0, 1, -1, -1], [0, 1, 2, 3], [0, 0, 0, 0]])
+    pair = math.log(0.4)  # two equal responses tie, at first, one time in five
+
+    losses = Likelihood(ties="rao_kupper")(rewards, Judged(groups))
+    lists = Likelihood(ties="davidson")(rewards, Judged(groups))
+
+    assert losses.tolist() == pytest.approx([-pair, -pair, -math.log(0.2)], abs=1e-6)
+    odds = [0.5, 0.125, 0.03125]
+    sums = [4 + 6 * odds[0] + 4 * odds[1] + odds[2], 3 + 3 * odds[0] + odds[1], 2 + odds[0]]
+    assert lists.tolist() == pytest.approx(
+        [-pair, sum(map(math.log, sums)) / 3, math.log(sums[0] / odds[2]) / 3], abs=1e-6
+    )
+
+
+def test_centring_adds_the_square_of_the_sum_of_a_pair_and_is_off_by_default():
+    rewards = double(1.0, 2.0, math.nan).repeat(2, 1).nan_to_num(nan=7.0)
+    groups = torch.tensor([[0, 1, -1], [0, 1, 2]])
+
+    penalty = Likelihood(centring=0.01)(rewards, Judged(groups)) - Likelihood()(rewards, Judged(groups))
+
+    assert penalty.tolist() == pytest.approx([0.09, 0.01 * (20 / 3) ** 2], abs=1e-12)
+
+
+def test_an_unknown_annotator_is_the_usual_one():
+    rewards, groups = random_batch(6, 4, 3)
+    unknown = Judged(groups, annotator=torch.full((6,), -1))
+    tempered = Likelihood(annotators="temperatures", num_annotators=2).double()
+    flipped = Likelihood(annotators="flip_rates", num_annotators=2, flip_rate=0.1).double()
+    with torch.no_grad():
+        tempered.log_temperatures.add_(1)
+        flipped.annotator_flips.add_(1)
+
+    assert tempered(rewards, unknown).tolist() == ranking_loss(rewards, groups).tolist()
+    assert flipped(rewards, unknown).tolist() == Likelihood(flip_rate=0.1)(rewards, unknown).tolist()
+
+
+def test_an_annotators_prior_is_spread_over_the_annotators_judgments():
+    likelihood = Likelihood(annotators="temperatures", num_annotators=2, num_judgments=[4, 2]).double()
+    with torch.no_grad():
+        likelihood.log_temperatures += double(0.5, -1.0)
+    judged = Judged(torch.zeros(6, 2, dtype=torch.int64), annotator=torch.tensor([0, 0, 0, 0, 1, 1]))
+
+    losses = likelihood(torch.zeros(6, 2, dtype=torch.float64), judged)
+
+    assert losses.tolist() == pytest.approx([0.5 / 4] * 4 + [2 / 2] * 2)  # (0.5 / 0.5)² / 2 and (-1 / 0.5)² / 2
+    assert likelihood.learned() == {"temperatures": pytest.approx([math.exp(0.5), math.exp(-1)])}
+
+
+def test_what_was_learned_is_told_as_plain_numbers():
+    davidson_told = Likelihood(ties="davidson").learned()["davidson_odds"]
+    told = Likelihood(ties="rao_kupper", learn_flip_rate=True, annotators="flip_rates", num_annotators=2).learned()
+
+    assert list(davidson_told) == [str(size) for size in range(2, 11)]
+    assert davidson_told["2"] == pytest.approx(0.5)
+    assert told == {
+        "rao_kupper_theta": pytest.approx(1.5),
+        "flip_rate": pytest.approx(0.05),
+        "flip_rates": [pytest.approx(0.05)] * 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "listmle"}, "loss 'listmle' is not one of plackett_luce, all_pairs"),
+        ({"ties": "breslow"}, "ties 'breslow' is not one of exact, efron, davidson, rao_kupper"),
+        ({"annotators": "gold"}, "annotators 'gold' is not one of equal, weights, temperatures, flip_rates"),
+        ({"flip_rate": 0.5}, "flip_rate 0.5 must be at least 0 and below 0.5"),
+        ({"label_smoothing": -0.1}, "label_smoothing -0.1 must be at least 0 and below 0.5"),
+        ({"margin": -1.0}, "margin, centring and num_annotators must not be negative"),
+        ({"num_annotators": 2, "num_judgments": [1]}, "num_judgments must be 2 positive numbers"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Likelihood(**options)
+
+
+@pytest.mark.parametrize(
+    ("judged", "message"),
+    [
+        ({"strength": torch.ones(3)}, r"strength \(3,\) must be \(B,\)"),
+        ({"annotator": torch.zeros(1, dtype=torch.int64)}, r"annotator \(1,\) must be \(B,\)"),
+        ({"annotator": torch.tensor([0, 2])}, "annotator 2 is not one of 2"),
+    ],
+)
+def test_judgments_of_another_shape_are_refused(judged, message):
+    likelihood = Likelihood(annotators="temperatures", num_annotators=2)
+
+    with pytest.raises(ValueError, match=message):
+        likelihood(torch.zeros(2, 2), Judged(torch.tensor([[0, 1], [1, 0]]), **judged))
+
+
+# Recovery of what is known
+
+
+VOTES = torch.tensor([[0, 1], [1, 0], [0, 0]])
+"""The three outcomes of a pair, as groups."""
+
+
+def tallied(counts: Tensor) -> tuple[Tensor, Judged, Tensor]:
+    """Pairs, judgments and votes from (P, 3) counts over all pairs, in the order that `rao_kupper` has."""
+    pairs = all_pairs_of(round((1 + math.sqrt(1 + 8 * len(counts))) / 2))
+    return pairs.repeat_interleave(3, 0), Judged(VOTES.repeat(len(counts), 1)), counts.flatten()
+
+
+def noisy_votes(seed: int, spread: float, flip_rate: float) -> tuple[Tensor, Tensor]:
+    """Strengths of 30 items, and (435, 3) counts of 40,000 votes of which some are the wrong way round."""
+    generator = torch.Generator().manual_seed(seed)
+    strengths = normal_strengths(30, spread, generator)
+    one, other = all_pairs_of(30).T
+    chance = flip_rate + (1 - 2 * flip_rate) * (strengths[one] - strengths[other]).sigmoid()
+    return strengths, drawn_votes(torch.stack([chance, 1 - chance, 0 * chance], 1).log(), 40_000, generator)
+
+
+def mean_slope(spread: float, flip_rate: float, **options: Any) -> float:
+    """Over five seeds, of the strengths found from votes with flips."""
+    slopes = []
+    for seed in range(5):
+        strengths, counts = noisy_votes(seed, spread, flip_rate)
+        slopes.append(slope(fitted(Likelihood(**options), *tallied(counts)), strengths))
+    return sum(slopes) / len(slopes)
+
+
+@pytest.mark.parametrize(("spread", "plain"), [(1.0, 0.39), (2.0, 0.30)])
+def test_flips_flatten_plain_strengths_and_knowing_of_them_restores_these(spread, plain):
+    assert mean_slope(spread, 0.25) == pytest.approx(plain, abs=0.06)
+    assert 0.9 < mean_slope(spread, 0.25, flip_rate=0.25) < 1.1
+    assert 0.9 < mean_slope(spread, 0.25, learn_flip_rate=True) < 1.1
+
+
+def test_the_flip_rate_is_learned():
+    strengths, counts = noisy_votes(0, 2.0, 0.25)
+    likelihood = Likelihood(learn_flip_rate=True)
+
+    fitted(likelihood, *tallied(counts))
+
+    assert likelihood.learned() == {"flip_rate": pytest.approx(0.25, abs=0.02)}
+
+
+@pytest.mark.parametrize(
+    ("ties", "outcomes", "name", "truth"),
+    [("rao_kupper", rao_kupper, "rao_kupper_theta", 1.7), ("davidson", davidson, "davidson_odds", 0.8)],
+)
+@pytest.mark.parametrize("loss", ["plackett_luce", "all_pairs"])
+def test_a_tie_model_finds_strengths_and_how_often_ties_are(loss, ties, outcomes, name, truth):
+    generator = torch.Generator().manual_seed(0)
+    strengths = normal_strengths(30, 1.0, generator)
+    one, other = all_pairs_of(30).T
+    counts = drawn_votes(outcomes(strengths[one] - strengths[other], math.log(truth)), 200_000, generator)
+    likelihood = Likelihood(loss=loss, ties=ties)
+
+    found = fitted(likelihood, *tallied(counts))
+
+    told = likelihood.learned()[name]
+    assert (told["2"] if ties == "davidson" else told) == pytest.approx(truth, rel=0.05)
+    assert slope(found, strengths) == pytest.approx(1, abs=0.03)
+
+
+def many_worlds(outcomes: Callable[..., Tensor], log_parameter: float, num_worlds: int, num_votes: int) -> Any:
+    """Strengths (S, 30) of worlds with a model of ties, and twice the counts (S, 435, 3) of votes in them."""
+    generator = torch.Generator().manual_seed(0)
+    strengths = torch.stack([normal_strengths(30, 1.0, generator) for _ in range(num_worlds)])
+    one, other = all_pairs_of(30).T
+    log_probabilities = outcomes(strengths[:, one] - strengths[:, other], log_parameter)
+    return strengths, *(drawn_votes(log_probabilities, num_votes, generator) for _ in range(2))
+
+
+def fitted_worlds(log_probabilities: Callable[[Tensor, Tensor], Tensor], counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Strengths (S, 30) and log-probabilities (S, 435, 3) of all worlds, each with a parameter of its own."""
+    strengths, parameter = torch.zeros(len(counts), 30).double(), torch.zeros(len(counts), 1).double()
+    one, other = all_pairs_of(30).T
+
+    def found() -> Tensor:
+        return log_probabilities(strengths[:, one] - strengths[:, other], parameter)
+
+    minimised(lambda: -(counts * found()).sum() / counts.sum(), strengths, parameter)
+    return (strengths - strengths.mean(1, keepdim=True)).detach(), found().detach()
+
+
+def by_rao_kupper(margins: Tensor, parameter: Tensor) -> Tensor:
+    return rao_kupper(margins, parameter.exp())
+
+
+def without_ties(margins: Tensor, parameter: Tensor) -> Tensor:
+    return davidson(margins, -100 + 0 * parameter) * double(1, 1, 0)
+
+
+def error(found: Tensor, truth: Tensor) -> float:
+    return (found - truth).square().mean().sqrt().item()
+
+
+def test_dropping_ties_is_harmless_under_davidson_and_inflates_strengths_under_rao_kupper():
+    for outcomes, model, parameter in ((rao_kupper, by_rao_kupper, 1.7), (davidson, davidson, 0.8)):
+        strengths, counts, _ = many_worlds(outcomes, math.log(parameter), 5, 20_000)
+        with_model, _ = fitted_worlds(model, counts)
+        dropped, _ = fitted_worlds(without_ties, counts * double(1, 1, 0))
+        halved, _ = fitted_worlds(without_ties, counts @ double(1, 0, 0.5, 0, 1, 0.5, 0, 0, 0).reshape(3, 3).T)
+
+        errors = [error(one, strengths) for one in (with_model, dropped, halved)]
+        print(outcomes, errors, slope(dropped, strengths), slope(halved, strengths))
+
+
+def test_held_out_votes_choose_the_model_of_ties_that_is_true():
+    for outcomes, parameter in ((rao_kupper, 1.7), (davidson, 0.8)):
+        _, counts, held_out = many_worlds(outcomes, math.log(parameter), 40, 5_000)
+        scores = [(held_out * fitted_worlds(model, counts)[1]).sum((1, 2)) for model in (by_rao_kupper, davidson)]
+        print(outcomes, (scores[0] > scores[1]).double().mean(), held_out.sum((1, 2))[0])
+
+
+@pytest.mark.parametrize(("num_responses", "ratio"), [(4, 1.10), (9, 1.40)])
+def test_all_pairs_waste_some_of_what_rankings_tell(num_responses, ratio):
+    generator = torch.Generator().manual_seed(0)
+    strengths = torch.stack([normal_strengths(20, 1.0, generator) for _ in range(100)])
+    shown = torch.rand(100, 300, 20, generator=generator).argsort(2)[:, :, :num_responses]
+    shown = (shown + 20 * torch.arange(100)[:, None, None]).flatten(0, 1)
+    gumbel = -torch.rand(shown.shape, generator=generator, dtype=torch.float64).log().neg().log().neg()
+    groups = (strengths.flatten()[shown] - gumbel).argsort(1, descending=True).argsort(1)
+    errors = []
+    for loss in ("all_pairs", "plackett_luce"):
+        found = fitted(Likelihood(loss=loss), shown, Judged(groups), torch.ones(len(shown)).double()).reshape(100, 20)
+        errors.append((found - found.mean(1, keepdim=True) - strengths).square().mean().item())
+    print(errors, errors[0] / errors[1])
