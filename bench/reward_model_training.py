@@ -1,113 +1,244 @@
-"""Training a reward model on the same rankings: one pass here against one pass of TRL's RewardTrainer.
+"""Training a reward model on the same rankings: rankings a second here over those of TRL's RewardTrainer.
 
-TRL knows pairs only, so a list of four becomes six pairs and every response is read three times. Both start from
-the same weights and take the same number of optimizer steps over the same rankings; loading is not counted.
+TRL knows pairs only: a list of nine becomes 36 pairs, each padded to the longest of its batch, and the prompt that all
+of them share goes through the model 72 times instead of once. Both sides start from the same weights, read the same
+token ids, one epoch of them in the same number of optimizer steps at the same learning rates, on as many threads, each
+in a process of its own. Beside each ratio stands what it could be if a token cost the same on both sides: TRL's tokens,
+in batches of 8 pairs padded to the longest, over ours, each prompt once. Rankings with a text longer than the maximum
+are left out on both sides, because TRL drops what we would cut.
+
+A few rankings of each source; PLUMBLINE_BENCH_FULL=1 takes all of them, PLUMBLINE_BENCH_DATA=name,name some sources.
 """
 
-import json
+import contextlib
+import math
 import os
+import random
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from annotate.demonstration.quality import quality
-from annotate.demonstration.recipes import demonstration_rows, sft_examples
-from bench.run import Row
+from bench.preference_data import build_llama, demonstration_tokenizer, minilm_tokenizer, read_rows, write_preferences
+from bench.processes import apart, num_threads, peak_memory, use_threads
+from bench.run import Row, Skipped
+from bench.trl_peer import Measured, Task, best_settings, encode_pairs, measured, padded_tokens, train
 
-NUM_RANKINGS = 96
-BATCH_SIZE = 16
-NUM_RESPONSES = 4
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
+    from training.alignment.preferences import RankedResponses
 
-def rankings() -> list[dict[str, Any]]:
-    """Lists of four from the demonstration, ranked by their known quality."""
-    lists = [row for row in demonstration_rows() if len(row["responses"]) == NUM_RESPONSES][:NUM_RANKINGS]
-    for number, row in enumerate(lists):
-        scores = [quality(row["prompt"], response["content"]) for response in row["responses"]]
-        order = sorted(range(NUM_RESPONSES), key=lambda index: -scores[index])
-        row.update(ranking=[[index] for index in order], split="train", aspect="overall", annotator=None)
-        row["id"] = f"{number:016x}"
-    return lists
+LEARNING_RATE = 5e-4
+SHARE_OF_BOUND = 0.85
+PAIRS_OF_BOUND = 8
+GRADIENT_TOLERANCE = 1e-6
 
 
-def train_here(rows: list[dict[str, Any]], backbone: Path, folder: Path) -> float:
-    from training.alignment.config import RewardModelConfig
-    from training.alignment.reward_model import train_reward_model
-    from training.alignment.run_dir import RunDir
+@dataclass(frozen=True)
+class Case:
+    """Rankings to train on, and by how much we should be faster."""
 
-    config = RewardModelConfig(
-        backbone=str(backbone), num_epochs=1, batch_size=BATCH_SIZE, learning_rate=5e-4, save_minutes=60
-    )
-    run_dir = RunDir.create(folder, config)
-    (folder / "preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train_reward_model(config, run_dir, lambda: False)
-    times = [line["time"] for line in run_dir.read_metrics() if line["phase"] == "train"]
-    return (times[-1] - times[0]) / (len(times) - 1) * len(times)
+    source: str
+    title: str
+    aim: float
+    num_rankings: int
+    batch_size: int
+    max_length: int = 1024
 
 
-def train_with_trl(rows: list[dict[str, Any]], backbone: Path, folder: Path) -> float:
-    from datasets import Dataset
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
-    from trl import RewardConfig, RewardTrainer
+SYNTHETIC = Case("synthetic", "synthetic, K = 9, prompt 512, responses 64", 20.0, 6, 2)
+CASES = (
+    Case("hh_helpful", "hh_helpful, K = 2", 3.0, 128, 16),
+    Case("finegrained_qa", "finegrained_qa, K = 4", 8.0, 20, 4),
+    Case("alpaca_eval", "alpaca_eval, K = 4-8", 8.0, 12, 3),
+    SYNTHETIC,
+)
 
-    pairs = [
-        {
-            "prompt": row["prompt"],
-            "chosen": [{"role": "assistant", "content": row["responses"][better[0]]["content"]}],
-            "rejected": [{"role": "assistant", "content": row["responses"][worse[0]]["content"]}],
-        }
-        for row in rows
-        for place, better in enumerate(row["ranking"])
-        for worse in row["ranking"][place + 1 :]
-    ]
-    num_pairs = NUM_RESPONSES * (NUM_RESPONSES - 1) // 2
-    tokenizer = AutoTokenizer.from_pretrained(backbone)
-    model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    times: list[float] = []
 
-    class Clock(TrainerCallback):
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            times.append(time.time())
+@dataclass(frozen=True)
+class Job:
+    """What our side is told."""
 
-    settings = RewardConfig(
-        output_dir=str(folder),
-        num_train_epochs=1,
-        per_device_train_batch_size=BATCH_SIZE,
-        gradient_accumulation_steps=num_pairs,
-        learning_rate=5e-4,
-        activation_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-    )
-    trainer = RewardTrainer(
-        model=model,
-        args=settings,
-        processing_class=tokenizer,
-        train_dataset=Dataset.from_list(pairs),
-        callbacks=[Clock()],
-    )
-    trainer.train()
-    return (times[-1] - times[0]) / (len(times) - 1) * len(times)
+    backbone: Path
+    folder: Path
+    """Of its run; preferences.jsonl is there."""
+    batch_size: int
+    max_length: int
 
 
 def run() -> Iterator[Row]:
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    from training.alignment.tiny_lm import build_tiny_lm
+    wanted = os.environ.get("PLUMBLINE_BENCH_DATA", "")
+    for case in CASES:
+        if not wanted or case.source in wanted.split(","):
+            try:
+                with tempfile.TemporaryDirectory() as scratch:
+                    yield from _run_case(case, Path(scratch))
+            except Skipped as reason:
+                print(f"  {case.title}: skipped: {reason}")
 
-    rows = rankings()
-    texts = [
-        text for example in sft_examples(0, 500) for text in (example["prompt"][-1]["content"], example["completion"])
+
+def _run_case(case: Case, scratch: Path) -> Iterator[Row]:
+    tokenizer = _tokenizer()
+    backbone = build_llama(tokenizer, scratch / "backbone")
+    rows = synthetic_rows(tokenizer, case.num_rankings) if case is SYNTHETIC else read_rows(case.source, "train")
+    rankings, num_left_out, num_all = _whole(case, rows, tokenizer, scratch / "ours" / "preferences.jsonl")
+    pairs = encode_pairs(rankings, tokenizer, case.max_length)
+    random.Random(0).shuffle(pairs)
+    bound = padded_tokens([pair["length"] for pair in pairs], PAIRS_OF_BOUND) / shared_tokens(rankings, tokenizer)
+    task = Task(backbone, pairs, math.ceil(len(rankings) / case.batch_size), LEARNING_RATE)
+
+    settings, tried = apart(best_settings, task)
+    peer = apart(train, task, settings)
+    ours = apart(train_here, Job(backbone, scratch / "ours", case.batch_size, case.max_length))
+    ratio = peer.seconds / ours.seconds
+    print(f"    {len(rankings)} rankings, {len(pairs)} pairs; {num_left_out} of {num_all} left out as too long")
+    print(f"    TRL at {settings} ({tried})")
+    note = (
+        f"token bound {bound:.1f}, {100 * ratio / bound:.0f} % of it (aim {100 * SHARE_OF_BOUND:.0f} %); in processor "
+        f"time {peer.cpu_seconds / ours.cpu_seconds:.2f}; tokens {ours.num_tokens} against {peer.num_tokens} "
+        f"({peer.num_tokens / ours.num_tokens:.1f} times); memory {ours.memory:.0f} against {peer.memory:.0f} MiB; "
+        f"{num_threads()} threads; {ours.num_steps} against {peer.num_steps} steps"
+    )
+    if case is SYNTHETIC:
+        note += f"; gradients differ by {_check_gradients(backbone, rankings[0], case.max_length):.1e} of their norm"
+    rates = [len(rankings) / side.seconds for side in (ours, peer)]
+    yield Row(f"reward-model training, {case.title}", rates[0], rates[1], "rankings/s", ratio, case.aim, note=note)
+
+
+def _tokenizer() -> "PreTrainedTokenizerBase":
+    try:
+        return minilm_tokenizer()
+    except Skipped as reason:
+        print(f"  our own tokenizer is used: {reason}")
+        return demonstration_tokenizer()
+
+
+def _whole(
+    case: Case, rows: Sequence[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase", path: Path
+) -> "tuple[list[RankedResponses], int, int]":
+    """As many decided rankings as the case takes, of those whose texts all fit; how many of how many do not."""
+    from training.alignment.preferences import encode_to_score
+
+    decided = [
+        (row, ranked) for row, ranked in zip(rows, write_preferences(rows, path), strict=True) if ranked.is_decided
     ]
-    with tempfile.TemporaryDirectory() as scratch:
-        backbone = Path(scratch) / "backbone"
-        build_tiny_lm(texts, backbone)
-        ours = train_here(rows, backbone, Path(scratch) / "ours")
-        peer = train_with_trl(rows, backbone, Path(scratch) / "peer")
-    yield Row("reward-model training, lists of 4, one epoch", ours, peer, "s", peer / ours, 2.0)
+    fitting = [
+        (row, ranked)
+        for row, ranked in decided
+        if not any(
+            encode_to_score(tokenizer, ranked.prompt, text, case.max_length).is_truncated for text in ranked.responses
+        )
+    ]
+    random.Random(0).shuffle(fitting)
+    taken = fitting if os.environ.get("PLUMBLINE_BENCH_FULL") else fitting[: case.num_rankings]
+    return write_preferences([row for row, _ in taken], path), len(decided) - len(fitting), len(decided)
+
+
+def shared_tokens(rankings: "Sequence[RankedResponses]", tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Tokens of the rankings with each prompt once."""
+    from training.alignment.preferences import encode
+
+    total = 0
+    for ranked in rankings:
+        encoded = [encode(tokenizer, ranked.prompt, text, 2**20) for text in ranked.responses]
+        total += encoded[0].num_prompt_tokens + sum(len(one.ids) - one.num_prompt_tokens for one in encoded)
+    return total
+
+
+def train_here(job: Job) -> Measured:
+    """Train with our own engine; to be called in a process of its own."""
+    from training.alignment.config import RewardModelConfig
+    from training.alignment.reward_training import train_reward_model
+    from training.alignment.run_dir import Interrupted, RunDir
+
+    use_threads()
+    config = RewardModelConfig(
+        backbone=str(job.backbone),
+        num_epochs=1,
+        batch_size=job.batch_size,
+        learning_rate=LEARNING_RATE,
+        max_length=job.max_length,
+        save_minutes=600,
+    )
+    run_dir = RunDir.create(job.folder, config)
+    num_steps = math.ceil(sum(1 for _ in (job.folder / config.preferences).open()) / job.batch_size)
+    held = peak_memory()
+    times: list[tuple[float, float]] = []
+    peaks: list[float] = []
+
+    def is_done() -> bool:
+        """The run looks at it after each step; what comes after the last one is not training."""
+        times.append((time.time(), time.process_time()))
+        peaks.append(peak_memory())
+        return len(times) >= num_steps
+
+    with contextlib.suppress(Interrupted):
+        train_reward_model(config, run_dir, is_done)
+    tokens = [line["tokens"] for line in run_dir.read_metrics() if line["phase"] == "train"]
+    return measured(times[: len(tokens)], tokens, peaks[len(tokens) - 1] - held)
+
+
+def synthetic_rows(tokenizer: "PreTrainedTokenizerBase", count: int) -> list[dict[str, Any]]:
+    """Lists of nine, of random words: a prompt of about 512 tokens, responses of about 64."""
+    words = sorted(word for word in tokenizer.get_vocab() if word.isascii() and word.isalpha() and len(word) > 2)
+    drawn = random.Random(0)
+
+    def text(num_tokens: int) -> str:
+        chosen = drawn.choices(words, k=num_tokens)
+        while len(tokenizer(" ".join(chosen), add_special_tokens=False)["input_ids"]) > num_tokens:
+            chosen.pop()
+        return " ".join(chosen)
+
+    return [
+        {
+            "prompt": [{"role": "user", "content": text(512)}],
+            "responses": [{"role": "assistant", "content": text(64)} for _ in range(9)],
+            "ranking": [[place] for place in drawn.sample(range(9), 9)],
+            "split": "train",
+        }
+        for _ in range(count)
+    ]
+
+
+def _check_gradients(backbone: Path, ranked: "RankedResponses", max_length: int) -> float:
+    difference = apart(gradient_difference, backbone, ranked, max_length)
+    if difference > GRADIENT_TOLERANCE:
+        print(f"    GRADIENTS DIFFER by {difference:.1e} of their norm, more than {GRADIENT_TOLERANCE:.0e}")
+    return difference
+
+
+def gradient_difference(backbone: Path, ranked: "RankedResponses", max_length: int) -> float:
+    """Of the mean loss over all pairs: one shared forward against each pair by itself, relative to the norm."""
+    import numpy as np
+    import torch
+    from torch.nn.functional import softplus
+
+    from training.alignment.losses import Judged, Likelihood
+    from training.alignment.packing import Packing, build_row, bundle
+    from training.alignment.preferences import encode_to_score
+    from training.alignment.reward_net import RewardNet, load_backbone
+
+    use_threads()
+    model, tokenizer = load_backbone(str(backbone))
+    ids = [encode_to_score(tokenizer, ranked.prompt, text, max_length).ids for text in ranked.responses]
+
+    def gradient() -> torch.Tensor:
+        found = torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None])
+        model.zero_grad()
+        return found
+
+    places = list(ranked.ordered_places())
+    for better, worse in places:
+        first, second = (model(input_ids=torch.tensor([ids[place]])).logits.squeeze() for place in (better, worse))
+        (softplus(second - first) / len(places)).backward()
+    by_pairs = gradient()
+    net = RewardNet(model, Packing.SHARED)
+    row = build_row(
+        [bundle([np.array(one, dtype=np.int32) for one in ids], Packing.SHARED)], Packing.SHARED, model.device
+    )
+    loss = Likelihood(loss="all_pairs")(net(row).T, Judged(groups=torch.tensor([ranked.groups])))
+    loss.sum().backward()
+    return float((gradient() - by_pairs).norm() / by_pairs.norm())

@@ -1,7 +1,8 @@
 """`make bench`: runs the peer beside us, prints a ratio and appends it to bench.json in PLUMBLINE_HOME.
 
 A benchmark is a module of this package with `run() -> Iterator[Row]`; it raises `Skipped` with a message where it
-cannot run. `python -m bench.run NAME` runs one. Speed is never asserted in a test: it is a figure, with its aim.
+cannot run. `python -m bench.run NAME` runs one. What serves several of them is in HELPERS. Speed is never asserted in a
+test: it is a figure, with its aim.
 """
 
 import dataclasses
@@ -17,6 +18,8 @@ from typing import Any
 
 import bench
 from config.home import HOME
+
+HELPERS = {"run", "preference_data", "processes", "trl_peer"}
 
 
 class Skipped(Exception):
@@ -34,6 +37,7 @@ class Row:
     ratio: float
     aim: float
     curves: dict[str, Any] | None = None  # what the figure was read from
+    note: str = ""  # what stands beside the figure
 
     @property
     def holds(self) -> bool:
@@ -61,7 +65,7 @@ def run(name: str) -> Iterator[Row]:
             verdict = "holds" if row.holds else "MISSED"
             print(
                 f"  {row.name}: ours {row.ours:g} {row.unit}, peer {row.peer:g} {row.unit}, "
-                f"ratio {row.ratio:.2f} (aim {row.aim:g}: {verdict})",
+                f"ratio {row.ratio:.2f} (aim {row.aim:g}: {verdict})" + (f"; {row.note}" if row.note else ""),
                 flush=True,
             )
             yield row
@@ -70,7 +74,7 @@ def run(name: str) -> Iterator[Row]:
 
 
 def main(only: str) -> int:
-    names = [module.name for module in pkgutil.iter_modules(bench.__path__) if module.name != "run"]
+    names = [module.name for module in pkgutil.iter_modules(bench.__path__) if module.name not in HELPERS]
     if only and only not in names:
         print(f"There is no benchmark {only!r}; there are: {', '.join(names)}", file=sys.stderr)
         return 2
