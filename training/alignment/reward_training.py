@@ -175,7 +175,7 @@ class _Training:
         if config.lora_rank:
             add_adapters(model, config.lora_rank, config.lora_alpha)
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable()
         if self.is_sharded:
             shard(net, self.device.type, num_processes)
         self.parallel_net = net if self.is_sharded else self.accelerator.prepare_model(net)

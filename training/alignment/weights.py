@@ -21,6 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 
 HEADS = ("score", "classifier")
 ADAPTER = "default"
@@ -34,7 +35,13 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float) -> None:
     Source: E. J. Hu et al., "LoRA: low-rank adaptation of large language models", 2021.
     """
     heads = [name for name in HEADS if isinstance(getattr(model, name, None), nn.Module)]
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", exclude_modules=heads)  # type: ignore[arg-type]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules="all-linear",
+        exclude_modules=heads,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
     inject_adapter_in_model(config, model, ADAPTER)
     for name in heads:
         getattr(model, name).requires_grad_(True)
@@ -60,7 +67,8 @@ def classifier_state(model: PreTrainedModel) -> dict[str, Tensor]:
             down, up = (state.get(f"{name}.lora_{letter}.{ADAPTER}.weight") for letter in "AB")
             if down is not None and up is not None:
                 change = up @ down * module.scaling[ADAPTER]
-                found[f"{name}.weight"] += change.T if getattr(module, "fan_in_fan_out", False) else change
+                change = change.T if getattr(module, "fan_in_fan_out", False) else change
+                found[f"{name}.weight"] = found[f"{name}.weight"] + change  # the state may be the weights themselves
     return found
 
 

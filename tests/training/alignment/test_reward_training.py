@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers import AutoModelForSequenceClassification
 
 from tests.training.alignment.material import StopAt, alone, random_pairs, write_rankings
 from training.alignment.config import ConfigError, RewardModelConfig
@@ -15,7 +16,7 @@ from training.alignment.preferences import read_rankings
 from training.alignment.reward_model import RewardModel
 from training.alignment.reward_net import RewardNet
 from training.alignment.reward_training import train_reward_model
-from training.alignment.run_dir import Interrupted, RunDir, StopFlag
+from training.alignment.run_dir import Interrupted, RunDir, StopFlag, file_digest
 
 
 def start(path, backbone, preferences, **values) -> tuple[RewardModelConfig, RunDir]:
@@ -257,6 +258,114 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path, llama_folder, rankings_
 
     with pytest.raises(FloatingPointError, match=r"^the loss of step \d is nan; try a lower learning_rate$"):
         train_reward_model(config, run_dir, StopFlag())
+
+
+# What a run can be told
+
+
+def aspects_path(path: Path, rankings_path: Path) -> Path:
+    """The same responses judged twice: the more eggs the better, and in style the other way round; half of them."""
+    rows = [json.loads(line) for line in rankings_path.read_text().splitlines()]
+    other = [{**row, "aspect": "style", "ranking": row["ranking"][::-1]} for row in rows[::2]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *other]))
+    return path
+
+
+def test_aspects_are_learned_together_by_a_head_each(tmp_path, llama_folder, rankings_path):
+    preferences = aspects_path(tmp_path / "aspects.jsonl", rankings_path)
+    values = {"aspect": "overall, style", "num_epochs": 8.0, "eval_steps": 12}
+    config, run_dir = start(tmp_path / "run", llama_folder, preferences, **values)
+
+    result = train_reward_model(config, run_dir, StopFlag())
+
+    assert result["accuracy"] > 0.95
+    model = RewardModel.load(run_dir.model)
+    assert (model.aspects, len(model.stds)) == (("overall", "style"), 2)
+    prompt = [{"role": "user", "content": "What do I put into dish 500?"}]
+    pairs = [(prompt, "salt salt salt salt"), (prompt, "eggs eggs eggs eggs")]
+    overall, style = model.score(pairs), model.score(pairs, aspect="style")
+    assert overall[0] < overall[1]
+    assert style[0] > style[1]
+    assert RewardModel.load(run_dir.model, aspect="style").score(pairs) == style
+    classifier = AutoModelForSequenceClassification.from_pretrained(run_dir.model)
+    assert classifier.config.id2label == {0: "overall", 1: "style"}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"lora_rank": 8, "learning_rate": 2e-2},
+        {"gradient_checkpointing": True},
+        {"precision": "bf16"},
+        {"dropout": True},
+        {"packing": "separate"},
+        {"packing": "padded"},
+        {"loss": "all_pairs", "label_smoothing": 0.02},
+        {"ties": "davidson"},
+        {"ties": "rao_kupper", "learn_flip_rate": True, "flip_rate": 0.05},
+        {"annotators": "temperatures"},
+        {"annotators": "flip_rates"},
+        {"annotators": "weights", "centring": 0.001, "margin": 1.0},
+    ],
+    ids="-".join,
+)
+def test_whatever_a_run_is_told_it_learns_and_others_read_its_rewards(tmp_path, gpt2_folder, rankings_path, values):
+    rows = [json.loads(line) for line in rankings_path.read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row |= {"annotator": f"a{number % 3}", "weight": 1.0 + number % 2, "strength": 1 + number % 2}
+    preferences = tmp_path / "rankings.jsonl"
+    preferences.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = {"num_epochs": 5.0, "eval_steps": 15, "learning_rate": 5e-3, **values}
+    config, run_dir = start(tmp_path / "run", gpt2_folder, preferences, **told)
+
+    result = train_reward_model(config, run_dir, StopFlag())
+
+    assert result["accuracy"] > 0.8
+    assert result["packing"] == values.get("packing", "shared")
+    model = RewardModel.load(run_dir.model)
+    pairs = random_pairs(5)
+    raw = [float(row[0]) for row in model.reward_stream(pairs)]
+    ids = [model.encode(*pair).ids for pair in pairs]
+    classifier = AutoModelForSequenceClassification.from_pretrained(run_dir.model)
+    assert raw == pytest.approx([classifier(torch.tensor([one])).logits.item() for one in ids], abs=1e-5)
+    assert model.score(pairs) == pytest.approx([(one - model.mean) / model.std for one in raw], abs=1e-5)
+
+
+def test_what_memory_is_saved_by_changes_nothing(tmp_path, llama_folder, rankings_path):
+    curves = []
+    for values in ({}, {"gradient_checkpointing": True}, {"packing": "separate"}, {"packing": "padded"}):
+        config, run_dir = start(tmp_path / str(len(curves)), llama_folder, rankings_path, **values)
+        train_reward_model(config, run_dir, StopFlag())
+        curves.append(losses(run_dir))
+
+    for other in curves[1:]:
+        assert other == pytest.approx(curves[0], abs=1e-4)
+
+
+def test_what_is_random_in_a_step_follows_from_its_number(tmp_path, gpt2_folder, rankings_path):
+    values = {"dropout": True, "ties": "davidson", "lora_rank": 4, "eval_steps": 2}
+    config, whole = start(tmp_path / "whole", gpt2_folder, rankings_path, **values)
+    expected = train_reward_model(config, whole, StopFlag())
+    config, halting = start(tmp_path / "halting", gpt2_folder, rankings_path, **values)
+
+    with pytest.raises(Interrupted):
+        train_reward_model(config, halting, StopAt(4))
+
+    assert train_reward_model(config, halting, StopFlag()) == expected
+    assert curve(halting) == curve(whole)
+
+
+def test_the_folder_tells_what_it_was_made_from(reward_model_run, rankings_path):
+    config = json.loads((reward_model_run.model / "config.json").read_text())
+    digest = file_digest(rankings_path)
+
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    assert config["reward_aspects"] == ["overall"]
+    assert config["reward_reference"]["digest"] == digest
+    assert {len(config[name]) for name in ("reward_mean", "reward_std", "reward_temperature")} == {1}
+    assert digest in (reward_model_run.model / "README.md").read_text()
+    report = json.loads((reward_model_run.path / "report.json").read_text())
+    assert report["figures"]["accuracy"]["value"] == reward_model_run.read_result()["accuracy"]
 
 
 @pytest.mark.gpu

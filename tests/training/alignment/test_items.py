@@ -1,0 +1,99 @@
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from training.alignment.items import build_items, judge
+from training.alignment.losses import Likelihood
+from training.alignment.packing import Packing
+from training.alignment.preferences import RankedResponses
+
+PROMPT = [{"role": "user", "content": "How long do eggs take?"}]
+
+
+def ranked(*responses: str, ranking: tuple = ((0,), (1,)), **values: object) -> RankedResponses:
+    return RankedResponses(PROMPT, responses, ranking, **values)
+
+
+@pytest.fixture
+def build(llama_folder):
+    tokenizer = AutoTokenizer.from_pretrained(llama_folder)
+
+    def build(rankings: list[RankedResponses], **values: object):
+        told = {
+            "aspects": ["overall"],
+            "likelihood": Likelihood(),
+            "tokenizer": tokenizer,
+            "max_length": 64,
+            "packing": Packing.SHARED,
+            "is_weighted": False,
+        }
+        return build_items(rankings, **{**told, **values})
+
+    return build
+
+
+def test_judgments_of_the_same_responses_share_their_texts(build):
+    items = build(
+        [
+            ranked("Eight minutes.", "No.", annotator="b", strength=2),
+            ranked("No.", "Eight minutes.", annotator="a", aspect="style", weight=0.5),
+            ranked("Eight minutes.", "Ask.", annotator="a"),
+        ],
+        aspects=["overall", "style"],
+        is_weighted=True,
+    )
+
+    first, second = items.items
+    assert (first.bundle.num_sequences, second.bundle.num_sequences) == (2, 2)
+    told = [(one.places, one.groups, one.head, one.strength, one.annotator, one.weight) for one in first.judgments]
+    assert told == [((0, 1), (0, 1), 0, 2.0, 1, 1.0), ((1, 0), (0, 1), 1, 0.0, 0, 0.5)]
+    assert first.weight == 1.5
+    assert (items.annotators, items.num_rankings, items.num_silent) == (["a", "b"], 3, 0)
+
+
+def test_equal_responses_are_read_once(build):
+    (item,) = build([ranked("No.", "Eight minutes.", "No.", ranking=((1,), (0, 2)))]).items
+
+    assert item.bundle.num_sequences == 2
+    assert item.judgments[0].places == (0, 1, 0)
+
+
+def test_what_teaches_nothing_and_what_is_too_long_is_counted(build):
+    items = build(
+        [
+            ranked("Yes.", "No.", ranking=((0, 1),)),
+            ranked("Yes.", "No.", weight=0.0),
+            ranked("Yes.", "word " * 100),
+            ranked("Yes.", "word " * 100, annotator="b"),
+            RankedResponses([{"role": "user", "content": "word " * 100}], ("Yes.", "No."), ((0,), (1,))),
+        ]
+    )
+
+    assert len(items.items) == 1
+    assert (items.num_rankings, items.num_silent, items.num_too_long, items.num_truncated) == (1, 2, 2, 2)
+
+
+def test_ties_teach_where_the_likelihood_has_a_place_for_them(build):
+    tied = [ranked("Yes.", "No.", ranking=((0, 1),))]
+
+    assert build(tied, likelihood=Likelihood(ties="davidson")).num_rankings == 1
+    assert build(tied).num_rankings == 0
+
+
+def test_losses_are_summed_by_weight_each_from_its_head(build):
+    items = build(
+        [
+            ranked("Eight minutes.", "No."),
+            ranked("Eight minutes.", "No.", aspect="style", weight=3.0),
+            ranked("a", "b", "c", ranking=((2,), (0,), (1,))),
+        ],
+        aspects=["overall", "style"],
+        is_weighted=True,
+    )
+    rewards = torch.tensor([[1.0, -1.0], [0.0, 2.0], [0.0, 9.0], [0.0, 9.0], [0.0, 9.0]])
+
+    total = judge(Likelihood(), rewards, items.items)
+
+    pairs = torch.nn.functional.softplus(torch.tensor([-1.0, 3.0]))
+    list_of_three = torch.log(torch.tensor(6.0)) / 2  # nats per choice
+    assert total.item() == pytest.approx((pairs[0] + 3 * pairs[1] + list_of_three).item(), abs=1e-6)

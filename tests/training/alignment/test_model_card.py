@@ -1,0 +1,45 @@
+from training.alignment.config import RewardModelConfig
+from training.alignment.model_card import model_card
+
+RESULT = {
+    "num_train_rankings": 90,
+    "num_tied_rankings": 4,
+    "num_too_long": 2,
+    "num_truncated": 7,
+    "num_steps": 12,
+    "learned": {"flip_rate": 0.21, "temperatures": {"a": 0.5, "b": 2.0}},
+}
+FIGURE = {"value": 0.7, "interval": [0.6, 0.8]}
+REPORT = {
+    "num_pairs": 30,
+    "num_prompts": 20,
+    "figures": {"accuracy": FIGURE, "ece": None},
+    "length": {"correlation": FIGURE, "longer_wins": FIGURE, "accuracy_shorter_preferred": FIGURE},
+    "ceiling": {"leave_one_out": FIGURE},
+}
+
+
+def test_the_card_tells_data_figures_use_and_biases():
+    card = model_card(RewardModelConfig(backbone="base"), RESULT, REPORT, "abc123")
+
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    for told in (
+        "SHA-256 `abc123`",
+        "training rankings: 90; 4 more order nothing, 2 are too long",
+        "30 ordered pairs of 20 prompts",
+        "| Pairwise accuracy | 0.700 (0.600 to 0.800) |",
+        "| Agreement of an annotator with the others | 0.700 (0.600 to 0.800) |",
+        "rewards and lengths correlate by 0.700 (0.600 to 0.800).",
+        "Where people preferred the shorter response it agrees with them in 0.700 (0.600 to 0.800).",
+        "## Use",
+        "- learned flip rate: 0.21",
+        "- learned temperatures: 0.5 to 2 over 2 annotators",
+    ):
+        assert told in card
+    assert "Expected calibration error" not in card
+
+
+def test_a_card_without_figures_says_so():
+    card = model_card(RewardModelConfig(), {**RESULT, "learned": {}}, {"figures": {}}, "abc123")
+
+    assert "None: the test split orders no responses." in card
