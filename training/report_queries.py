@@ -6,7 +6,6 @@ them may be missing or null: an older run has less, and some figures cannot be h
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from statistics import fmean
 from typing import Any
 
@@ -345,29 +344,36 @@ def _curve_row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _curve_plot(rows: list[dict[str, Any]], longer_wins: Range | None) -> plots.Plot | None:
-    known = [(row["num_judgments"], found) for row in rows if _is_size(row) and (found := figure(row.get("accuracy")))]
-    if not known:
+    parts: dict[int, list[tuple[float, Range]]] = {}
+    for row in rows:
+        if _is_size(row) and (found := figure(row.get("accuracy"))):
+            parts.setdefault(row.get("num_prompts") or 0, []).append((row["num_judgments"], found))
+    if not parts:
         return None
-    known.sort(key=lambda point: point[0])
-    means = [
-        (size, fmean(found.value for _, found in group)) for size, group in groupby(known, key=lambda point: point[0])
-    ]
-    sizes = [size for size, _ in means]
-    x = Scale(sizes[0] / 1.25, sizes[-1] * 1.25, is_log=True)
+    # as many prompts are of each seed others, with other numbers of judgments
+    means = sorted((fmean(size for size, _ in own), fmean(found.value for _, found in own)) for own in parts.values())
+    known = [point for own in parts.values() for point in own]
+    sizes = [size for size, _ in known]
+    x = Scale(min(sizes) / 1.25, max(sizes) * 1.25, is_log=True)
     y = plots.scale_around([*(found for _, found in known), *([longer_wins] if longer_wins else [])])
     lines = [("curve", means)]
     if longer_wins:
         lines.insert(0, ("guide", [(x.low, longer_wins.value), (x.high, longer_wins.value)]))
     return plots.Axes(x, y).plot(
         known,
-        about=f"Accuracy rises from {means[0][1]:.1%} at {sizes[0]} judgments to {means[-1][1]:.1%} at {sizes[-1]}."
-        if means[-1][1] > means[0][1]
-        else f"Accuracy is {means[0][1]:.1%} at {sizes[0]} judgments and {means[-1][1]:.1%} at {sizes[-1]}.",
+        about=_course(means),
         x_label="Judgments learned from, on a log scale",
         y_label="Accuracy",
-        x_ticks=[(size, f"{size:,}") for size in plots.thinned(sizes)],
+        x_ticks=[(size, f"{size:,.0f}") for size in plots.thinned([size for size, _ in means])],
         lines=lines,
     )
+
+
+def _course(means: Sequence[tuple[float, float]]) -> str:
+    """The curve in a sentence, for those who do not see it."""
+    (first_size, first), (last_size, last) = means[0], means[-1]
+    said = "rises from" if last > first else "goes from"
+    return f"Accuracy {said} {first:.1%} at {first_size:,.0f} judgments to {last:.1%} at {last_size:,.0f}."
 
 
 def _is_size(row: dict[str, Any]) -> bool:

@@ -35,6 +35,7 @@ def make_report(**values: Any) -> dict[str, Any]:
         "num_tied_pairs": 37,
         "num_truncated": 4,
         "temperature": 1.214,
+        "tie_threshold": 0.07,
         "ece_if_calibrated": 0.022,
         "reliability": [
             {

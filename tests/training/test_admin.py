@@ -411,7 +411,7 @@ def test_run_page_shows_what_a_reward_model_is_worth(staff: Client, kind: str):
 def test_run_page_shows_a_learning_curve(staff: Client):
     run = leave(make_finished_run(kind="learning_curve"), "curve.json", make_curve())
     response = staff.get(run_url("change", run))
-    assert "Accuracy rises from 58.2% at 250 judgments to 70.2% at 4000." in response.content.decode()
+    assert "Accuracy rises from 58.2% at 250 judgments to 70.2% at 4,000." in response.content.decode()
     assert inline(response.content) == []
 
 

@@ -200,7 +200,7 @@ def curve_of(told):
 def test_learning_curve_is_drawn_over_the_logarithm_of_judgments():
     curve = curve_of(make_curve(num_points=3))
     plot = curve.plot
-    assert plot.about == "Accuracy rises from 58.2% at 250 judgments to 64.2% at 1000."
+    assert plot.about == "Accuracy rises from 58.2% at 250 judgments to 64.2% at 1,000."
     assert [line.name for line in plot.lines] == ["guide", "curve"]
     steps = [float(tick.at) for tick in plot.x_ticks]
     assert [tick.text for tick in plot.x_ticks] == ["250", "500", "1,000"]
@@ -217,8 +217,24 @@ def test_learning_curve_is_drawn_over_the_logarithm_of_judgments():
 
 
 def test_learning_curve_that_does_not_rise_is_not_said_to():
-    points = [{"num_judgments": size, "accuracy": figure(0.6)} for size in (10, 20)]
-    assert curve_of({"points": points}).plot.about == "Accuracy is 60.0% at 10 judgments and 60.0% at 20."
+    points = [{"num_judgments": size, "num_prompts": size, "accuracy": figure(0.6)} for size in (10, 20)]
+    assert curve_of({"points": points}).plot.about == "Accuracy goes from 60.0% at 10 judgments to 60.0% at 20."
+
+
+def test_learning_curve_joins_the_means_of_as_many_prompts():
+    """Each seed draws other prompts, which have other numbers of judgments."""
+    sizes = ((10, 22, 0.5), (10, 18, 0.6), (20, 40, 0.7), (20, 40, 0.6))
+    points = [
+        {"num_prompts": prompts, "num_judgments": judgments, "accuracy": figure(accuracy)}
+        for prompts, judgments, accuracy in sizes
+    ]
+    plot = curve_of({"points": points}).plot
+    assert plot.about == "Accuracy rises from 55.0% at 20 judgments to 65.0% at 40."
+    assert (len(plot.dots), len(plot.lines[0].points.split()), [tick.text for tick in plot.x_ticks]) == (
+        4,
+        2,
+        ["20", "40"],
+    )
 
 
 @pytest.mark.parametrize("told", ["", {}, {"points": []}, {"points": None}])
@@ -230,3 +246,43 @@ def test_learning_curve_stands_without_its_figures():
     curve = curve_of({"points": [{}, {"num_judgments": 0, "accuracy": figure(0.5)}, {"num_judgments": 9}]})
     assert (curve.plot, len(curve.rows), curve.longer_wins) == (None, 3, "not measured")
     assert len(curve_of({"points": [{"num_judgments": 8, "accuracy": figure(0.5)}]}).plot.dots) == 1
+
+
+# The files as trainers write them
+
+
+def shape(told):
+    """Names and kinds of what a report holds; of a list, of what its first item is."""
+    if isinstance(told, dict):
+        return {name: shape(value) for name, value in told.items()}
+    if isinstance(told, list):
+        return [shape(value) for value in told[:1]]
+    return "number" if isinstance(told, int | float) else type(told).__name__
+
+
+def judged(number: int, annotator: str):
+    from training.alignment.preferences import RankedResponses  # noqa: PLC0415 -- torch loads with it
+
+    better = number % 3 > 0 if annotator == "amina" else number % 4 > 0
+    return RankedResponses(
+        prompt=[{"role": "user", "content": f"Question {number}"}],
+        responses=("An answer", "A longer answer" if number % 5 else "Short"),
+        ranking=((0, 1),) if number == 0 else ((0,), (1,)) if better else ((1,), (0,)),
+        annotator=annotator,
+        strength=1 + number % 2,
+        source="browser",
+    )
+
+
+def test_invented_reports_look_like_those_that_trainers_write():
+    from training.alignment import evaluation  # noqa: PLC0415 -- torch loads with it
+
+    rankings = [judged(number, annotator) for number in range(40) for annotator in ("amina", "ben")]
+    scores = [[0.1 * (number % 7), 0.3 - 0.05 * (number % 11)] for number in range(len(rankings))]
+    other = evaluation.OtherModel("baseline", [[second, first] for first, second in scores])
+    told = evaluation.report(rankings, scores, temperature=1.2, name="helmsman", other=other)
+
+    assert shape(told) == shape(make_report())
+    page = report_of(told)
+    assert [row.strip is not None for row in page.headline] == [True] * 5
+    assert "cannot be told apart" in page.comparison.verdict or "is better than" in page.comparison.verdict
