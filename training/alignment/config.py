@@ -121,7 +121,9 @@ class LearningCurveConfig(RewardModelConfig):
 
     kind: ClassVar[str] = "learning_curve"
 
-    num_points: int = option(5, "Parts: all training prompts, half of them, a quarter, …", minimum=2, maximum=12)
+    num_points: int = option(
+        5, "Parts: all training prompts, half of them, a quarter, and so on.", minimum=2, maximum=12
+    )
     num_seeds: int = option(1, "Reward models trained on each part, from consecutive seeds.", minimum=1, maximum=20)
 
 
