@@ -160,6 +160,8 @@ def _config(
         values["preferences"] = launch.PREFERENCES
     elif values.get("preferences") or kind in NEEDS_PREFERENCES:
         values["preferences"] = _existing_file("preferences", values.get("preferences", ""))
+    if kind == TrainingRun.Kind.SCORE:
+        values["responses"] = _existing_file("responses", values.get("responses", ""))
     if values.get("examples"):
         values["examples"] = _existing_file("examples", values["examples"])
     elif kind == TrainingRun.Kind.SFT and preference_set is None and not values.get("preferences"):

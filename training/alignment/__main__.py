@@ -21,6 +21,7 @@ from training.alignment.config import (
     RewardModelConfig,
     RunConfig,
     ScoreComparisonsConfig,
+    ScoreConfig,
     SftConfig,
 )
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag
@@ -72,7 +73,7 @@ def run(run_dir: RunDir, stop: StopFlag) -> int:
         return EXIT_FAILED
 
 
-def dispatch(config: RunConfig, run_dir: RunDir, stop: StopFlag) -> dict[str, Any]:
+def dispatch(config: RunConfig, run_dir: RunDir, stop: StopFlag) -> dict[str, Any]:  # noqa: PLR0911 -- one a kind
     """The result of a run of any kind. Each kind loads only the packages it needs."""
     match config:
         case LearningCurveConfig():  # first, as it is a RewardModelConfig too
@@ -87,6 +88,10 @@ def dispatch(config: RunConfig, run_dir: RunDir, stop: StopFlag) -> dict[str, An
             from training.alignment.evaluation import evaluate  # noqa: PLC0415
 
             return evaluate(config, run_dir, stop)
+        case ScoreConfig():
+            from training.alignment.score_responses import score_responses  # noqa: PLC0415
+
+            return score_responses(config, run_dir, stop)
         case SftConfig():
             from training.alignment.sft import train_sft  # noqa: PLC0415
 

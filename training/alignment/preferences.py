@@ -9,11 +9,11 @@ The papers' *completion* is a `response` here.
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -23,6 +23,7 @@ from training.alignment.config import ConfigError
 Messages = Sequence[Mapping[str, str]]
 ROLES = ("system", "user", "assistant")
 ANY = "all"
+Row = TypeVar("Row")
 CUTS = 16
 
 
@@ -63,6 +64,15 @@ class RankedResponses:
         for number, better in enumerate(self.ranking):
             for worse in self.ranking[number + 1 :]:
                 yield from ((one, other) for one in better for other in worse)
+
+
+@dataclass(frozen=True)
+class PromptedResponses:
+    """A prompt with responses that nobody has ranked yet."""
+
+    prompt: Messages
+    responses: tuple[str, ...]
+    id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,15 +119,28 @@ def read_rankings(path: Path, split: str | None = None, aspect: str | None = Non
     Raises:
         ConfigError: a line is no ranking; the message tells the line and the field.
     """
+    for ranked in _read(path, "preferences", _ranked):
+        if split in {None, ANY, ranked.split} and aspect in {None, ranked.aspect}:
+            yield ranked
+
+
+def read_responses(path: Path) -> Iterator[PromptedResponses]:
+    """Prompts with their "responses", or their one "response", in the order of the lines.
+
+    Raises:
+        ConfigError: a line holds none; the message tells the line and the field.
+    """
+    return _read(path, "responses", _prompted)
+
+
+def _read(path: Path, field: str, read: Callable[[dict[str, Any]], Row]) -> Iterator[Row]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
-                ranked = _ranked(json.loads(line))
+                yield read(json.loads(line))
             except (KeyError, TypeError, ValueError) as error:
                 wrong = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
-                raise ConfigError(f"preferences: line {number}: {wrong}") from error
-            if split in {None, ANY, ranked.split} and aspect in {None, ranked.aspect}:
-                yield ranked
+                raise ConfigError(f"{field}: line {number}: {wrong}") from error
 
 
 def pairs(ranked: RankedResponses) -> Iterator[Preference]:
@@ -203,6 +226,18 @@ def _ranked(row: dict[str, Any]) -> RankedResponses:
     if not all(ranked.ranking):
         raise ValueError("ranking: a group is empty")
     return ranked
+
+
+def _prompted(row: dict[str, Any]) -> PromptedResponses:
+    responses = [row["response"]] if "response" in row else row["responses"]
+    prompted = PromptedResponses(
+        prompt=[_message(message) for message in _messages(row["prompt"], "user")],
+        responses=tuple(_text(one["content"] if isinstance(one, dict) else one, "responses") for one in responses),
+        id=row.get("id"),
+    )
+    if not prompted.prompt or not prompted.responses:
+        raise ValueError(f"{'responses' if prompted.prompt else 'prompt'}: is empty")
+    return prompted
 
 
 def _from_pair(row: dict[str, Any]) -> dict[str, Any]:

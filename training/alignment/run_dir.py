@@ -210,6 +210,21 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     _sync(folder.parent)
 
 
+def whole_lines(path: Path, num_together: int, num_all: int = -1) -> tuple[int, int]:
+    """Lines that stand in whole chunks of so many in a file, and their size in bytes; `num_all` lines are whole too."""
+    if not path.exists():
+        return 0, 0
+    num_lines = size = num_kept = size_kept = 0
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            num_lines, size = num_lines + 1, size + len(line)
+            if num_lines % num_together == 0 or num_lines == num_all:
+                num_kept, size_kept = num_lines, size
+    return num_kept, size_kept
+
+
 def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 

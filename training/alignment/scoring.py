@@ -22,7 +22,7 @@ from training.alignment.config import ConfigError, ScoreComparisonsConfig
 from training.alignment.evaluation import Scored
 from training.alignment.preferences import read_rankings
 from training.alignment.reward_model import CHUNK, RewardModel, join_processes, score_rankings
-from training.alignment.run_dir import RunDir, StopFlag
+from training.alignment.run_dir import RunDir, StopFlag, whole_lines
 
 PROMPTS, SCORES = "prompts.jsonl", "scores.jsonl"
 
@@ -75,7 +75,7 @@ class _Member:
 
     def _resume(self) -> int:
         """How many prompts are scored already; what comes after the last whole chunk is cut off."""
-        num_lines, size = _whole_chunks(self.path, self.num_prompts)
+        num_lines, size = whole_lines(self.path, CHUNK, self.num_prompts)
         self.accelerator.wait_for_everyone()  # all have counted before one cuts
         if self.accelerator.is_main_process and self.path.exists():
             os.truncate(self.path, size)
@@ -96,21 +96,6 @@ class _Member:
 
 def _member_path(run_dir: RunDir, number: int) -> Path:
     return run_dir.path / f"member-{number}.jsonl"
-
-
-def _whole_chunks(path: Path, num_prompts: int) -> tuple[int, int]:
-    """Lines of the whole chunks in a member's file, and their size in bytes; a file with all lines is whole."""
-    if not path.exists():
-        return 0, 0
-    num_lines = size = num_kept = size_kept = 0
-    with path.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            num_lines, size = num_lines + 1, size + len(line)
-            if num_lines % CHUNK == 0 or num_lines == num_prompts:
-                num_kept, size_kept = num_lines, size
-    return num_kept, size_kept
 
 
 def _join(config: ScoreComparisonsConfig, run_dir: RunDir) -> dict[str, int]:
