@@ -140,8 +140,8 @@ def _training(config: RewardModelConfig, result: dict[str, Any]) -> str:
 
 
 def _figure(figure: dict[str, Any]) -> str:
-    low, high = figure["interval"]
-    return f"{figure['value']:.3f} ({low:.3f} to {high:.3f})"
+    interval = figure["interval"]
+    return f"{figure['value']:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
 
 
 def _plain(value: Any) -> str:

@@ -378,17 +378,12 @@ class _Finish:
         self._store(normalisation(self._reference_rewards(train), temperatures, self.digest, self.config.aspects))
         scored = self._score(test)
         num_truncated = sum(one.num_truncated for one in scored)
-        heads = [self.model.head_of(ranked.aspect) for ranked in test]
-        calibrated = [
-            [score / temperatures.get(head, 1.0) for score in one.scores]
-            for head, one in zip(heads, scored, strict=True)
-        ]
-        found = report(test, calibrated, num_truncated=num_truncated, seed=self.config.seed)
-        found["temperature"] = temperatures.get(0, 1.0)
-        measured = measure(test, [one.scores for one in scored], "test")
+        own = [temperatures.get(self.model.head_of(ranked.aspect), 1.0) for ranked in test]
+        scores = [one.scores for one in scored]
+        found = report(test, scores, temperature=own or 1.0, num_truncated=num_truncated, seed=self.config.seed)
         result = {
             "model": self.run_dir.model.name,
-            **measured,
+            **measure(test, scores, "test"),
             **result,
             "num_truncated": result["num_truncated"] + num_truncated,
             "temperature": temperatures.get(0, 1.0),
