@@ -148,7 +148,7 @@ class EvaluateConfig(RunConfig):
     preferences: str = option("preferences.jsonl", "The frozen preference set.")
     reward_model: str = option("", "A folder, a Hugging Face id, or the name of an earlier run.")
     other_reward_model: str = option("", "Another one, to be compared with on the same pairs.")
-    aspect: str = option("overall", "Which judgments to compare with.")
+    aspect: str = option("overall", "Which judgments to compare with; several, separated by commas, or all.")
     split: str = option("test", "Which part of the preference set.", choices=("test", "validation", "train", "all"))
     max_length: int = option(1024, "Tokens of prompt and response; a longer prompt loses its beginning.", minimum=16)
     max_tokens: int = option(16384, "Tokens in one forward pass.", minimum=64)

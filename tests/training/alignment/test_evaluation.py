@@ -490,6 +490,26 @@ def test_an_evaluation_of_a_split_of_one_aspect(run_dir):
         evaluate(dataclasses.replace(config, aspect="style"), run_dir, StopFlag())
 
 
+@pytest.mark.parametrize(
+    ("aspect", "expected"),
+    [("overall, style", {"overall": 1, "style": 2}), ("all", {"overall": 1, "style": 2, "fact": 1})],
+)
+def test_several_aspects_are_told_apart(run_dir, tmp_path, aspect, expected):
+    aspects = ["overall", "style", "style", "fact"]
+    rows = [
+        {"prompt": str(number), "chosen": "eggs", "rejected": "salt", "aspect": one, "id": str(number)}
+        for number, one in enumerate(aspects)
+    ]
+    path = tmp_path / "aspects.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    evaluate(dataclasses.replace(run_dir.config(), preferences=str(path), aspect=aspect), run_dir, StopFlag())
+
+    found = read_report(run_dir)
+    assert {part["name"]: part["num_pairs"] for part in found["slices"]["aspect"]} == expected
+    assert found["temperature"] is not None
+
+
 def test_a_stopped_evaluation_goes_on(run_dir, tmp_path, reward_model_folder, long_rankings_path):
     config = dataclasses.replace(run_dir.config(), preferences=str(long_rankings_path))
     whole = RunDir.create(tmp_path / "whole", config)
