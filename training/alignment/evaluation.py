@@ -1,7 +1,7 @@
-"""How well a reward model agrees with held-out rankings: pairwise accuracy with its interval, and likelihood.
+"""What a reward model is worth on held-out rankings: agreement, calibration, length bias, and people's own agreement.
 
-Judgments on one prompt resemble each other, and a list of K makes K (K - 1) / 2 pairs that share responses, so the
-prompts, not the pairs, are what the interval counts as independent.
+`report` measures given rewards, and is all that training, benchmarks and notebooks need; `evaluate` is the run that
+scores a file first. The prompts, not the pairs, are what an interval counts as independent; see `measures`.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from training.alignment.run_dir import RunDir, StopFlag, write_json
 SCORES, REPORT = ("scores.jsonl", "other_scores.jsonl"), "report.json"
 MAX_SLICES = 50  # of one kind
 NOT_TOLD = "not told"
-STRENGTHS = {1: "slightly", 2: "strongly", None: NOT_TOLD}
+STRENGTHS = {1: "slightly", 2: "strongly"}
 LENGTH_BUCKETS = (0.1, 0.25, 0.5)
 LENGTH_BUCKET_NAMES = ("up to 10 %", "10 to 25 %", "25 to 50 %", "over 50 %")
 
@@ -316,7 +316,9 @@ def _slices(
         "source": by([ranked.source or NOT_TOLD for ranked in rankings]),
         "annotator": by([ranked.annotator or NOT_TOLD for ranked in rankings]),
         "num_responses": by([str(size) for size in sizes], [str(size) for size in sorted(set(sizes))]),
-        "strength": by([STRENGTHS[ranked.strength] for ranked in rankings], list(STRENGTHS.values())),
+        "strength": by(
+            [STRENGTHS.get(ranked.strength or 0, NOT_TOLD) for ranked in rankings], [*STRENGTHS.values(), NOT_TOLD]
+        ),
         "length_difference": cut(buckets, LENGTH_BUCKET_NAMES),
     }
 
