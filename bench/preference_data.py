@@ -8,6 +8,7 @@ import gzip
 import importlib.util
 import json
 import os
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,3 +103,12 @@ def demonstration_tokenizer() -> "PreTrainedTokenizerBase":
     return build_tokenizer(
         [text for one in examples for text in (one["prompt"][-1]["content"], one["completion"])], 1200
     )
+
+
+def random_text(tokenizer: "PreTrainedTokenizerBase", num_tokens: int, drawn: random.Random) -> str:
+    """Words of the vocabulary, about so many tokens of them, and no more."""
+    words = sorted(word for word in tokenizer.get_vocab() if word.isascii() and word.isalpha() and len(word) > 2)
+    chosen = drawn.choices(words, k=num_tokens)
+    while len(tokenizer(" ".join(chosen), add_special_tokens=False)["input_ids"]) > num_tokens:
+        chosen.pop()
+    return " ".join(chosen)

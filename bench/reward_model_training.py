@@ -21,7 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.preference_data import build_llama, demonstration_tokenizer, minilm_tokenizer, read_rows, write_preferences
+from bench.preference_data import (
+    build_llama,
+    demonstration_tokenizer,
+    minilm_tokenizer,
+    random_text,
+    read_rows,
+    write_preferences,
+)
 from bench.processes import apart, num_threads, peak_memory, use_threads
 from bench.run import Row, Skipped
 from bench.trl_peer import Measured, Task, best_settings, encode_pairs, measured, padded_tokens, train
@@ -103,7 +110,7 @@ def _run_case(case: Case, scratch: Path) -> Iterator[Row]:
         f"{num_threads()} threads; {ours.num_steps} against {peer.num_steps} steps"
     )
     if case is SYNTHETIC:
-        note += f"; gradients differ by {_check_gradients(backbone, rankings[0], case.max_length):.1e} of their norm"
+        note += f"; {_check_gradients(backbone, rankings[0], case.max_length)}"
     rates = [len(rankings) / side.seconds for side in (ours, peer)]
     yield Row(f"reward-model training, {case.title}", rates[0], rates[1], "rankings/s", ratio, case.aim, note=note)
 
@@ -183,19 +190,11 @@ def train_here(job: Job) -> Measured:
 
 def synthetic_rows(tokenizer: "PreTrainedTokenizerBase", count: int) -> list[dict[str, Any]]:
     """Lists of nine, of random words: a prompt of about 512 tokens, responses of about 64."""
-    words = sorted(word for word in tokenizer.get_vocab() if word.isascii() and word.isalpha() and len(word) > 2)
     drawn = random.Random(0)
-
-    def text(num_tokens: int) -> str:
-        chosen = drawn.choices(words, k=num_tokens)
-        while len(tokenizer(" ".join(chosen), add_special_tokens=False)["input_ids"]) > num_tokens:
-            chosen.pop()
-        return " ".join(chosen)
-
     return [
         {
-            "prompt": [{"role": "user", "content": text(512)}],
-            "responses": [{"role": "assistant", "content": text(64)} for _ in range(9)],
+            "prompt": [{"role": "user", "content": random_text(tokenizer, 512, drawn)}],
+            "responses": [{"role": "assistant", "content": random_text(tokenizer, 64, drawn)} for _ in range(9)],
             "ranking": [[place] for place in drawn.sample(range(9), 9)],
             "split": "train",
         }
@@ -203,15 +202,20 @@ def synthetic_rows(tokenizer: "PreTrainedTokenizerBase", count: int) -> list[dic
     ]
 
 
-def _check_gradients(backbone: Path, ranked: "RankedResponses", max_length: int) -> float:
-    difference = apart(gradient_difference, backbone, ranked, max_length)
-    if difference > GRADIENT_TOLERANCE:
-        print(f"    GRADIENTS DIFFER by {difference:.1e} of their norm, more than {GRADIENT_TOLERANCE:.0e}")
-    return difference
+def _check_gradients(backbone: Path, ranked: "RankedResponses", max_length: int) -> str:
+    of_rewards, of_loss = apart(gradient_difference, backbone, ranked, max_length)
+    if of_rewards > GRADIENT_TOLERANCE:
+        print(f"    GRADIENTS DIFFER by {of_rewards:.1e} of a reward's gradient, more than {GRADIENT_TOLERANCE:.0e}")
+    return f"gradients differ by {of_rewards:.1e} of a reward's gradient, {of_loss:.1e} of the loss's"
 
 
-def gradient_difference(backbone: Path, ranked: "RankedResponses", max_length: int) -> float:
-    """Of the mean loss over all pairs: one shared forward against each pair by itself, relative to the norm."""
+def gradient_difference(backbone: Path, ranked: "RankedResponses", max_length: int) -> tuple[float, float]:
+    """Between the gradients of the mean loss over all pairs: of one shared forward, and of each pair by itself.
+
+    Returns:
+        It relative to the gradient of one reward, as single precision rounds what is added up; and relative to that of
+        the loss, which is far smaller, because the gradients of better and worse responses cancel.
+    """
     import numpy as np
     import torch
     from torch.nn.functional import softplus
@@ -225,20 +229,23 @@ def gradient_difference(backbone: Path, ranked: "RankedResponses", max_length: i
     model, tokenizer = load_backbone(str(backbone))
     ids = [encode_to_score(tokenizer, ranked.prompt, text, max_length).ids for text in ranked.responses]
 
+    def reward(place: int) -> torch.Tensor:
+        return model(input_ids=torch.tensor([ids[place]])).logits.squeeze()
+
     def gradient() -> torch.Tensor:
         found = torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None])
         model.zero_grad()
         return found
 
+    reward(0).backward()
+    of_reward = gradient().norm()
     places = list(ranked.ordered_places())
     for better, worse in places:
-        first, second = (model(input_ids=torch.tensor([ids[place]])).logits.squeeze() for place in (better, worse))
-        (softplus(second - first) / len(places)).backward()
+        (softplus(reward(worse) - reward(better)) / len(places)).backward()
     by_pairs = gradient()
     net = RewardNet(model, Packing.SHARED)
-    row = build_row(
-        [bundle([np.array(one, dtype=np.int32) for one in ids], Packing.SHARED)], Packing.SHARED, model.device
-    )
-    loss = Likelihood(loss="all_pairs")(net(row).T, Judged(groups=torch.tensor([ranked.groups])))
-    loss.sum().backward()
-    return float((gradient() - by_pairs).norm() / by_pairs.norm())
+    whole = bundle([np.array(one, dtype=np.int32) for one in ids], Packing.SHARED)
+    rewards = net(build_row([whole], Packing.SHARED, model.device)).T
+    Likelihood(loss="all_pairs")(rewards, Judged(groups=torch.tensor([ranked.groups]))).sum().backward()
+    difference = (gradient() - by_pairs).norm()
+    return float(difference / of_reward), float(difference / by_pairs.norm())
