@@ -22,6 +22,7 @@ from scipy.special import expit, log_expit, logsumexp
 
 MIN_VOTES = 4
 MIN_PAIRS = 30  # with so many votes
+MIN_VOTES_PER_ITEM = 50  # of a tournament
 MAX_WIDTH = 0.25  # of the interval: with a wider one, half of the possible rates are as likely
 MAX_SPREAD = 10.0  # of differences in nats: hardly a pair is then close
 MIN_RATE, MAX_RATE = 1e-9, 0.499
@@ -100,6 +101,9 @@ def estimate_flip_rate(wins: ArrayLike, votes: ArrayLike) -> FlipRate:
 def fit_noisy_tournament(winners: ArrayLike, losers: ArrayLike, num_items: int, *, l2: float = 1e-3) -> NoisyTournament:
     """Strengths and flip rate of the highest likelihood, where each judgment is wrong alike.
 
+    Strengths are fitted to the slips too, so the fewer votes an item has, the lower the rate comes out: not noticeably
+    from 50 votes an item and up to a rate of 0.3, but 0.45 comes out as 0.39 at 50 votes an item, and as 0.43 at 150.
+
     Args:
         winners, losers: (V,) int, items from 0 to N - 1 of each judgment.
         num_items: N.
@@ -107,7 +111,7 @@ def fit_noisy_tournament(winners: ArrayLike, losers: ArrayLike, num_items: int, 
             finite strength, and items that never met are placed by it.
 
     Raises:
-        NotIdentifiedError: the interval of the rate is wider than 0.25.
+        NotIdentifiedError: there are fewer than 50 votes an item, or the interval of the rate is wider than 0.25.
         ValueError: shapes differ, there is no judgment, an item is out of range or meets itself, or l2 is not positive.
 
     Source: the model of X. Chen et al. (Crowd-BT, WSDM 2013) with a single annotator.
@@ -115,6 +119,11 @@ def fit_noisy_tournament(winners: ArrayLike, losers: ArrayLike, num_items: int, 
     pairs, counts = _counted(winners, losers, num_items)
     if l2 <= 0:
         raise ValueError(f"l2 {l2} must be positive")
+    if counts.sum() < MIN_VOTES_PER_ITEM * num_items:
+        raise NotIdentifiedError(
+            f"{counts.sum():.0f} votes on {num_items} items; {MIN_VOTES_PER_ITEM} an item are needed, as strengths "
+            "fitted to fewer explain slips away"
+        )
 
     def profile(rate: float) -> tuple[float, Floats]:
         arguments = (rate, pairs, counts, l2)

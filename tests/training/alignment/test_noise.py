@@ -137,10 +137,17 @@ def test_renaming_items_renames_strengths():
     assert renamed.rate == pytest.approx(found.rate, abs=1e-4)
 
 
-def test_a_tournament_that_is_too_small_for_a_flip_rate_is_refused():
-    _, winners, losers = tournament(300, 1.0, 0.2, seed=0, num_items=10)
+@pytest.mark.parametrize(
+    ("num_votes", "spread", "message"),
+    [
+        (499, 2.0, "499 votes on 10 items; 50 an item are needed"),
+        (2000, 0.5, r"flip rates between 0\.000 and 0\.\d+ fit"),
+    ],
+)
+def test_a_tournament_that_is_too_small_or_too_close_is_refused(num_votes, spread, message):
+    _, winners, losers = tournament(num_votes, spread, 0.2, seed=0, num_items=10)
 
-    with pytest.raises(NotIdentifiedError, match=r"flip rates between 0\.000 and 0\.\d+ fit"):
+    with pytest.raises(NotIdentifiedError, match=message):
         fit_noisy_tournament(winners, losers, 10)
 
 
