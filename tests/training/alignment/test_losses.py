@@ -863,6 +863,23 @@ def test_a_tie_model_finds_strengths_and_how_often_ties_are(loss, ties, outcomes
     assert slope(found, strengths) == pytest.approx(1, abs=0.03)
 
 
+def test_lists_with_ties_tell_strengths_and_how_often_groups_of_each_size_are():
+    generator = torch.Generator().manual_seed(0)
+    strengths, log_odds = normal_strengths(8, 1.0, generator), double(0.6, 0.3, 0.1).log()
+    shown = torch.combinations(torch.arange(8), 4)
+    rankings = torch.tensor(orders(4))
+    losses = davidson_loss(strengths[shown].repeat_interleave(75, 0), rankings.repeat(70, 1), log_odds)
+    drawn = torch.multinomial((-losses).exp().reshape(70, 75), 300, replacement=True, generator=generator)
+    votes = torch.nn.functional.one_hot(drawn, 75).sum(1).flatten().double()
+    likelihood = Likelihood(ties="davidson")
+
+    found = fitted(likelihood, shown.repeat_interleave(75, 0), Judged(rankings.repeat(70, 1)), votes)
+
+    odds = likelihood.learned()["davidson_odds"]
+    assert [odds[size] for size in "234"] == pytest.approx([0.6, 0.3, 0.1], rel=0.1)
+    assert slope(found, strengths) == pytest.approx(1, abs=0.03)
+
+
 def many_worlds(
     outcomes: Callable[..., Tensor], log_parameter: float, num_worlds: int, num_votes: int, spread: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
