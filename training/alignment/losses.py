@@ -60,9 +60,9 @@ class Likelihood(nn.Module):
     """What rewards are trained on: how unlikely the judgments of a batch are, by the options of `RewardModelConfig`.
 
     Its parameters are learned with the rewards: how often ties occur, how often judgments are the wrong way round, and
-    how sharply or how reliably each annotator judges. Adam should remember these parameters' gradients for long (a second
-    beta of 0.999): an annotator's come rarely, and where it forgets their size between, it goes by their sign alone and
-    finds what most judgments say, "no flip", instead of how often they say so.
+    how sharply or how reliably each annotator judges. Adam should remember their gradients for long (a second beta of
+    0.999): an annotator's come rarely, and where it forgets their size between, it goes by their sign alone and finds
+    what most judgments say, "no flip", instead of how often they say so.
 
     Args:
         loss: plackett_luce, the likelihood of the whole ranking; all_pairs, the mean over its pairs.
