@@ -15,7 +15,7 @@ import dataclasses
 import json
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -58,7 +58,8 @@ VALIDATIONS_PER_EPOCH = 5
 NUM_REFERENCE_RANKINGS = 1000  # on whose responses scores are normalised
 MAX_GRADIENT_NORM = 1.0
 BETAS = (0.9, 0.95)  # as in OpenRLHF; runs are too short for the usual memory of a thousand steps
-JUDGING_LEARNING_RATE = 0.02  # of a tie parameter and the like: few numbers, of the order of one
+JUDGING_LEARNING_RATE = 0.05  # of a tie parameter and the like: few numbers, of the order of one
+JUDGING_BETAS = (0.9, 0.999)  # an annotator is met in few steps: with a shorter memory each would count as much
 FINAL_LEARNING_RATE = 0.1  # of the peak; the way there is a cosine
 SPLITS = ("train", "validation", "test")
 STATE = ("validated_step", "best_step", "best_loss", "num_worse")
@@ -183,8 +184,9 @@ class _Training:
 
     def _build_optimizer(self) -> None:
         config = self.config
-        judging = {"params": list(self.likelihood.parameters()), "weight_decay": 0.0, "lr": JUDGING_LEARNING_RATE}
-        groups = [*_parameter_groups(self.net, config.weight_decay), *([judging] if judging["params"] else [])]
+        groups = _parameter_groups(self.net, config.weight_decay)
+        if own := list(self.likelihood.parameters()):
+            groups.append({"params": own, "weight_decay": 0.0, "lr": JUDGING_LEARNING_RATE, "betas": JUDGING_BETAS})
         self.optimizer = torch.optim.AdamW(
             groups, lr=config.learning_rate, betas=BETAS, fused=None if self.is_sharded else True
         )
@@ -433,6 +435,7 @@ def computes_in_bfloat16(precision: str, device: torch.device) -> bool:
 
 
 def _likelihood(config: RewardModelConfig, train: Sequence[RankedResponses]) -> Likelihood:
+    num_judgments = Counter(ranked.annotator for ranked in train)
     return Likelihood(
         loss=config.loss,
         ties=config.ties,
@@ -442,6 +445,7 @@ def _likelihood(config: RewardModelConfig, train: Sequence[RankedResponses]) -> 
         learn_flip_rate=config.learn_flip_rate,
         annotators=config.annotators,
         num_annotators=len(annotators_of(train)),
+        num_judgments=[num_judgments[name] for name in annotators_of(train)],
         centring=config.centring,
     )
 
