@@ -101,22 +101,21 @@ class Rule:
 
 def _by_parts(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rule: Rule) -> Tensor:
     """(1, T, heads, size): one call for each common beginning and each ending."""
+    sizes = [stop - start for span in layout.spans for start, stop in pairwise((span.start, *span.stops))]
+    queries, keys, values = (iter(one.split(sizes, dim=2)) for one in (query, key, value))  # whose gradients are joined
     parts: list[Tensor] = []
     for span in layout.spans:
-        start, shared = span.start, span.stops[0]
-        if shared > start:
-            own = slice(start, shared)
-            mask = _part_mask(layout, shared - start, shared - start, rule, query.device)
-            parts.append(_weigh(query[:, :, own], key[:, :, own], value[:, :, own], mask, rule))
+        prefix = [next(one) for one in (queries, keys, values)]
+        num_shared = span.stops[0] - span.start
+        if num_shared:
+            mask = _part_mask(layout, num_shared, num_shared, rule, query.device)
+            parts.append(_weigh(*prefix, mask, rule))
         for begin, end in pairwise(span.stops):
-            keys, values = (
-                torch.cat([one[:, :, start:shared], one[:, :, begin:end]], dim=2)
-                if shared > start
-                else one[:, :, begin:end]
-                for one in (key, value)
-            )
-            mask = _part_mask(layout, end - begin, keys.shape[2], rule, query.device)
-            parts.append(_weigh(query[:, :, begin:end], keys, values, mask, rule))
+            own_query, *own = (next(one) for one in (queries, keys, values))
+            if num_shared:
+                own = [torch.cat(both, dim=2) for both in zip(prefix[1:], own, strict=True)]
+            mask = _part_mask(layout, end - begin, num_shared + end - begin, rule, query.device)
+            parts.append(_weigh(own_query, *own, mask, rule))
     return torch.cat([part.transpose(1, 2) for part in parts], dim=1)
 
 
