@@ -27,13 +27,14 @@ def apart(function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
         return pool.submit(function, *arguments, **named).result()
 
 
-def use_threads() -> None:
-    """Called in such a process, before it computes."""
+def prepare() -> None:
+    """Called in such a process before it computes: the threads it may use, and no talk."""
     import torch
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils import logging
 
     torch.set_num_threads(num_threads())
-    disable_progress_bar()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def peak_memory() -> float:

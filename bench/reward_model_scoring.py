@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.preference_data import build_llama, demonstration_tokenizer, minilm_tokenizer, random_text
-from bench.processes import apart, num_threads, use_threads
+from bench.processes import apart, num_threads, prepare
 from bench.run import Row, Skipped
 
 NUM_SAMPLES = 16
@@ -83,7 +83,7 @@ def _compare(backbone: Path, pairs: Pairs, name: str) -> Row:
 def score_here(backbone: Path, pairs: Pairs) -> Scores:
     from training.alignment.reward_model import RewardModel
 
-    use_threads()
+    prepare()
     model = RewardModel.load(backbone)
     model.score(pairs[:NUM_SAMPLES])  # what starts at the first call is not counted
     start = time.perf_counter(), time.process_time()
@@ -95,7 +95,7 @@ def score_with_transformers(backbone: Path, pairs: Pairs, batch_size: int, is_so
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    use_threads()
+    prepare()
     model = AutoModelForSequenceClassification.from_pretrained(backbone, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     texts = [[*prompt, {"role": "assistant", "content": response}] for prompt, response in pairs]

@@ -29,7 +29,7 @@ from bench.preference_data import (
     read_rows,
     write_preferences,
 )
-from bench.processes import apart, num_threads, peak_memory, use_threads
+from bench.processes import apart, num_threads, peak_memory, prepare
 from bench.run import Row, Skipped
 from bench.trl_peer import Measured, Task, best_settings, encode_pairs, measured, padded_tokens, train
 
@@ -161,7 +161,7 @@ def train_here(job: Job) -> Measured:
     from training.alignment.reward_training import train_reward_model
     from training.alignment.run_dir import Interrupted, RunDir
 
-    use_threads()
+    prepare()
     config = RewardModelConfig(
         backbone=str(job.backbone),
         num_epochs=1,
@@ -225,7 +225,7 @@ def gradient_difference(backbone: Path, ranked: "RankedResponses", max_length: i
     from training.alignment.preferences import encode_to_score
     from training.alignment.reward_net import RewardNet, load_backbone
 
-    use_threads()
+    prepare()
     model, tokenizer = load_backbone(str(backbone))
     ids = [encode_to_score(tokenizer, ranked.prompt, text, max_length).ids for text in ranked.responses]
 

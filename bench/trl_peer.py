@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.processes import peak_memory, use_threads
+from bench.processes import peak_memory, prepare
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,7 +101,7 @@ def train(task: Task, settings: Settings, folder: Path | None = None) -> Measure
     from trl import RewardConfig, RewardTrainer
     from trl.trainer.reward_trainer import DataCollatorForPreference
 
-    use_threads()
+    prepare()
     held = peak_memory()
     times: list[tuple[float, float]] = []
     tokens: list[int] = []
