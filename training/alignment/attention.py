@@ -31,6 +31,8 @@ from transformers.masking_utils import sdpa_mask
 from training.alignment.packing import Layout
 
 PACKED = "plumbline_packed"
+MOST_PRODUCTS = 2**23
+"""Of queries and keys that a CPU holds at a time: up to there plain products are faster than the fused kernel."""
 
 
 def packed_attention(
@@ -124,19 +126,22 @@ def _weigh(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule:
 
     Without a mask, queries attend to all keys, or in a causal model, where there are as many, to those up to their own.
     """
-    if rule.softcap is None:
-        is_causal = rule.causal and mask is None and query.shape[2] == key.shape[2] > 1
+    is_causal = rule.causal and mask is None and query.shape[2] == key.shape[2] > 1
+    is_large = query.shape[1] * query.shape[2] * key.shape[2] > MOST_PRODUCTS
+    if rule.softcap is None and (is_large or query.device.type != "cpu"):
         return scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=is_causal, scale=rule.scaling, dropout_p=rule.dropout
         )
     scaling = 1 / math.sqrt(query.shape[3]) if rule.scaling is None else rule.scaling
-    products = rule.softcap * torch.tanh(query @ key.transpose(2, 3) * (scaling / rule.softcap))
-    if mask is None and rule.causal and query.shape[2] > 1:
+    products = (query * scaling) @ key.transpose(2, 3)
+    if rule.softcap is not None:
+        products = rule.softcap * torch.tanh(products / rule.softcap)
+    if is_causal:
         mask = _allowed(query.shape[2], key.shape[2], rule, query.device)
     if mask is not None:
         products = products.masked_fill(~mask, torch.finfo(products.dtype).min)  # rows of padding may see nothing
     weights = products.softmax(-1, dtype=torch.float32).to(value.dtype)
-    return drop(weights, rule.dropout) @ value
+    return (drop(weights, rule.dropout) if rule.dropout else weights) @ value
 
 
 def _part_mask(layout: Layout, num_queries: int, num_keys: int, rule: Rule, device: torch.device) -> Tensor | None:

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CPU_TOKENS = 1024  # keep a CPU busy; a wider batch only adds padding
-CPU_PACKED_TOKENS = 2048  # without padding, until activations no longer fit the caches
+CPU_TOKENS = 1024  # keep a CPU busy and its caches from overflowing; a wider batch only adds padding
 
 
 def batches(lengths: Sequence[int], counts: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -41,8 +40,6 @@ def pad(sequences: Sequence[Sequence[int] | np.ndarray], device: torch.device) -
     return ids.to(device), mask.to(device)
 
 
-def budget(max_tokens: int, device: torch.device, is_padded: bool = True) -> int:
+def budget(max_tokens: int, device: torch.device) -> int:
     """Tokens of one forward pass that serve a device best, within the limit."""
-    if device.type != "cpu":
-        return max_tokens
-    return min(max_tokens, CPU_TOKENS if is_padded else CPU_PACKED_TOKENS)
+    return min(max_tokens, CPU_TOKENS) if device.type == "cpu" else max_tokens

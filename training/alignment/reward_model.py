@@ -27,6 +27,7 @@ from training.alignment.config import ConfigError
 from training.alignment.evaluation import Scored
 from training.alignment.packing import Packing, build_row, parts, plan
 from training.alignment.preferences import Messages, RankedResponses, Scorable, encode_to_score
+from training.alignment.products import allow_fast_products
 from training.alignment.reward_net import RewardNet, fit_length, load_classifier
 from training.alignment.run_dir import Interrupted, StopFlag
 
@@ -83,6 +84,8 @@ class RewardModel:
             OSError: there is no such model.
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cpu":
+            allow_fast_products()
         model, missing = load_classifier(str(folder), dtype)
         if missing:
             raise ConfigError(f"{folder} is not a reward model: it lacks {', '.join(missing)}")
@@ -146,7 +149,7 @@ class RewardModel:
         texts = [tuple(one.ids) for one in encoded]
         distinct = list(dict.fromkeys(texts))
         place = {text: number for number, text in enumerate(distinct)}
-        max_tokens = budget(self.max_tokens, self.device, self.net.packing == Packing.PADDED)
+        max_tokens = budget(self.max_tokens, self.device)
         bundles = parts(distinct, self.net.packing, max_tokens)
         found = np.empty((len(distinct), len(self.aspects)), dtype=np.float32)
         for numbers in plan([one for one, _ in bundles], self.net.packing, max_tokens):
@@ -205,7 +208,10 @@ def _score_chunk(model: RewardModel, rankings: Sequence[RankedResponses]) -> lis
 
 def join_processes() -> Accelerator:
     """This process's part in the run. On CPUs accelerate joins processes only when it is told that they are CPUs."""
-    return Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    if accelerator.device.type == "cpu":
+        allow_fast_products()
+    return accelerator
 
 
 def agree(accelerator: Accelerator, flag: bool) -> bool:

@@ -40,6 +40,7 @@ from training.alignment.losses import Likelihood
 from training.alignment.model_card import model_card
 from training.alignment.packing import Packing, build_row, plan, real_share
 from training.alignment.preferences import RankedResponses, read_rankings
+from training.alignment.products import round_products
 from training.alignment.reward_model import RewardModel, agree, join_processes, normalisation, score_rankings
 from training.alignment.reward_net import RewardNet, fit_length, load_backbone, silence_dropout
 from training.alignment.run_dir import (
@@ -158,7 +159,7 @@ class _Training:
         net = RewardNet(model.to(self.device), packing)
         self.net = net
         self.max_length = fit_length(config.max_length, model, self.tokenizer)
-        self.max_tokens = budget(config.max_tokens, self.device, net.packing == Packing.PADDED)
+        self.max_tokens = budget(config.max_tokens, self.device)
         self.likelihood = _likelihood(config, train).to(self.device)
         self.items = build_items(
             train,
@@ -175,6 +176,8 @@ class _Training:
             silence_dropout(model)
         if config.lora_rank:
             add_adapters(model, config.lora_rank, config.lora_alpha)
+        if self.device.type == "cpu" and computes_in_bfloat16(config.precision, self.device):
+            round_products(model)
         if config.gradient_checkpointing:
             model.activation_checkpointing_enable()
         if self.is_sharded:
@@ -264,8 +267,8 @@ class _Training:
             parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        """bfloat16 where it is wanted; weights stay in single precision."""
-        is_used = computes_in_bfloat16(self.config.precision, self.device)
+        """bfloat16 where it is wanted; weights stay in single precision, and on a CPU all but products of weights."""
+        is_used = self.device.type != "cpu" and computes_in_bfloat16(self.config.precision, self.device)
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_used)
 
     @property
