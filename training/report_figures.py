@@ -1,7 +1,6 @@
 """The figures of a report: read from JSON of which any part may be missing, and told as text."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -9,6 +8,7 @@ from typing import Any, TypeGuard
 from training import plots
 from training.plots import Range, Scale, Strip
 
+LARGEST = 1e300
 NOT_MEASURED = "not measured"
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
@@ -17,7 +17,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """What the file holds; nothing where it is missing, half-written or no object."""
     try:
         return as_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 
@@ -40,7 +40,7 @@ def figure(told: Any) -> Range | None:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) < LARGEST
 
 
 def share(found: Range | None) -> str:

@@ -347,7 +347,9 @@ def _curve_plot(rows: list[dict[str, Any]], longer_wins: Range | None) -> plots.
     parts: dict[int, list[tuple[float, Range]]] = {}
     for row in rows:
         if _is_size(row) and (found := figure(row.get("accuracy"))):
-            parts.setdefault(row.get("num_prompts") or 0, []).append((row["num_judgments"], found))
+            parts.setdefault(row["num_prompts"] if is_number(row.get("num_prompts")) else 0, []).append(
+                (row["num_judgments"], found)
+            )
     if not parts:
         return None
     # as many prompts are of each seed others, with other numbers of judgments

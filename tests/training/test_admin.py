@@ -259,7 +259,7 @@ def test_start_page_is_filled_in_by_a_link_as_far_as_it_shows_at_first_sight(sta
     query = {"preference_set": preference_set.pk, **asked, **hidden}
     form = staff.get(start_url("evaluate"), query).context["form"]
     assert {name: form[name].value() for name in asked} == asked
-    assert (form["max_length"].value(), form["name"].value()) == (1024, "evaluation-1")
+    assert (form["max_length"].value(), form["name"].value()) == (0, "evaluation-1")
     assert form["other_reward_model"].field.required is False
 
 

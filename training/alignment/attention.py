@@ -31,6 +31,7 @@ from transformers.masking_utils import sdpa_mask
 from training.alignment.packing import Layout
 
 PACKED = "plumbline_packed"
+RECOMPILE_LIMIT = 64
 MOST_PRODUCTS = 2**23
 """Of queries and keys that a CPU holds at a time: up to there plain products are faster than the fused kernel."""
 
@@ -107,17 +108,18 @@ def _by_parts(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rule: R
     queries, keys, values = (iter(one.split(sizes, dim=2)) for one in (query, key, value))  # whose gradients are joined
     parts: list[Tensor] = []
     for span in layout.spans:
-        prefix = [next(one) for one in (queries, keys, values)]
+        shared_query, shared_key, shared_value = next(queries), next(keys), next(values)
         num_shared = span.stops[0] - span.start
         if num_shared:
             mask = _part_mask(layout, num_shared, num_shared, rule, query.device)
-            parts.append(_weigh(*prefix, mask, rule))
+            parts.append(_weigh(shared_query, shared_key, shared_value, mask, rule))
         for begin, end in pairwise(span.stops):
-            own_query, *own = (next(one) for one in (queries, keys, values))
+            own_key, own_value = next(keys), next(values)
             if num_shared:
-                own = [torch.cat(both, dim=2) for both in zip(prefix[1:], own, strict=True)]
+                own_key = torch.cat([shared_key, own_key], dim=2)
+                own_value = torch.cat([shared_value, own_value], dim=2)
             mask = _part_mask(layout, end - begin, num_shared + end - begin, rule, query.device)
-            parts.append(_weigh(own_query, *own, mask, rule))
+            parts.append(_weigh(next(queries), own_key, own_value, mask, rule))
     return torch.cat([part.transpose(1, 2) for part in parts], dim=1)
 
 
@@ -137,7 +139,7 @@ def _weigh(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule:
     if rule.softcap is not None:
         products = rule.softcap * torch.tanh(products / rule.softcap)
     if is_causal:
-        mask = _allowed(query.shape[2], key.shape[2], rule, query.device)
+        mask = _causal_mask(query.shape[2], query.device)
     if mask is not None:
         products = products.masked_fill(~mask, torch.finfo(products.dtype).min)  # rows of padding may see nothing
     weights = products.softmax(-1, dtype=torch.float32).to(value.dtype)
@@ -155,21 +157,28 @@ def _part_mask(layout: Layout, num_queries: int, num_keys: int, rule: Rule, devi
     return layout.masks[known]
 
 
+@cache
+def _causal_mask(size: int, device: torch.device) -> Tensor:
+    return torch.ones(size, size, dtype=torch.bool, device=device).tril()
+
+
 def _allowed(num_queries: int, num_keys: int, rule: Rule, device: torch.device) -> Tensor:
     keys = torch.arange(num_keys, device=device)
     queries = keys[num_keys - num_queries :, None]
     return _is_allowed(queries, keys, rule.causal, rule.window).expand(num_queries, num_keys)
 
 
-def _is_allowed(query: Tensor, key: Tensor, causal: bool, window: int | None) -> Tensor:
+def _is_allowed(query: Tensor, key: Tensor, causal: bool, window: int | Tensor | None) -> Tensor:
     """Whether a position of a sequence attends to another."""
     allowed = key <= query if causal else key >= 0
     return allowed if window is None else allowed & ((query - key).abs() < window)
 
 
 def _flex(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rule: Rule) -> Tensor:
+    softcap = rule.softcap or 1.0
+
     def cap(score: Tensor, *_: Tensor) -> Tensor:
-        return rule.softcap * torch.tanh(score / rule.softcap)
+        return softcap * torch.tanh(score / softcap)
 
     return _compiled_flex_attention(query.device.type)(
         query,
@@ -184,8 +193,15 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rule: Rule)
 
 @cache
 def _compiled_flex_attention(device: str) -> Callable[..., Tensor]:
-    """Uncompiled, it computes every product; that is for tests on a CPU."""
-    return torch.compile(flex_attention) if device == "cuda" else flex_attention
+    """Uncompiled, it computes every product; that is for tests on a CPU.
+
+    A row's length is not compiled in, but kinds of layers, types and modes are: more than PyTorch provides for. Beyond
+    its limit it would go on uncompiled, and run out of memory.
+    """
+    if device != "cuda":
+        return flex_attention
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
 def block_mask(layout: Layout, causal: bool, window: int | None, device: torch.device) -> BlockMask:
@@ -194,10 +210,11 @@ def block_mask(layout: Layout, causal: bool, window: int | None, device: torch.d
     if known not in layout.masks:
         groups, endings = (torch.from_numpy(one).to(device) for one in layout.owners())
         positions = torch.from_numpy(layout.positions()).to(device)
+        reach = None if window is None else torch.tensor(window, device=device)  # a number would be compiled in
 
         def is_seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             is_own = (endings[key] == 0) | (endings[key] == endings[query])
-            is_allowed = _is_allowed(positions[query], positions[key], causal, window)
+            is_allowed = _is_allowed(positions[query], positions[key], causal, reach)
             return (groups[query] == groups[key]) & is_own & is_allowed
 
         size = layout.num_tokens

@@ -57,7 +57,9 @@ class RewardModelConfig(RunConfig):
     aspect: str = option("overall", "Which judgments to learn from; several, separated by commas, get a head each.")
     num_epochs: float = option(3.0, "Passes over the training rankings; the best on validation is kept.", minimum=0.01)
     learning_rate: float = option(1e-4, "Peak learning rate of AdamW.", minimum=0)
-    batch_size: int = option(16, "Rankings in one optimizer step, over all processes.", minimum=1)
+    batch_size: int = option(
+        16, "Prompts with their responses, and all judgments of these, in one step over all processes.", minimum=1
+    )
     loss: str = option(
         "plackett_luce",
         "plackett_luce: the likelihood of the whole ranking; all_pairs: the mean over its ordered pairs, as in "
@@ -135,7 +137,7 @@ class ScoreConfig(RunConfig):
 
     responses: str = option("", "A JSONL file of prompts with their responses; a preference set is one.")
     reward_model: str = option("", "A folder, a Hugging Face id, or the name of an earlier run.")
-    max_length: int = option(1024, "Tokens of prompt and response; a longer prompt loses its beginning.", minimum=16)
+    max_length: int = option(0, "Tokens of prompt and response; 0 for as many as the model was trained on.", minimum=0)
     max_tokens: int = option(16384, "Tokens in one forward pass.", minimum=64)
 
 
@@ -150,7 +152,7 @@ class EvaluateConfig(RunConfig):
     other_reward_model: str = option("", "Another one, to be compared with on the same pairs.")
     aspect: str = option("overall", "Which judgments to compare with; several, separated by commas, or all.")
     split: str = option("test", "Which part of the preference set.", choices=("test", "validation", "train", "all"))
-    max_length: int = option(1024, "Tokens of prompt and response; a longer prompt loses its beginning.", minimum=16)
+    max_length: int = option(0, "Tokens of prompt and response; 0 for as many as the model was trained on.", minimum=0)
     max_tokens: int = option(16384, "Tokens in one forward pass.", minimum=64)
 
 
@@ -216,7 +218,7 @@ class ScoreComparisonsConfig(RunConfig):
     num_pairs: int = option(
         0, "New comparisons to make, of two responses to one prompt each: the most informative ones.", minimum=0
     )
-    max_length: int = option(1024, "Tokens of prompt and response; a longer prompt loses its beginning.", minimum=16)
+    max_length: int = option(0, "Tokens of prompt and response; 0 for as many as the model was trained on.", minimum=0)
     max_tokens: int = option(16384, "Tokens in one forward pass.", minimum=64)
 
     @property

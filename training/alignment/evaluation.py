@@ -332,7 +332,8 @@ def _ceiling(rankings: Sequence[RankedResponses], ordered: _Pairs, prompts: Ints
     - leave_one_out: an annotator's verdict against the majority of the others', over ordered pairs; half where these
       are split. It is an accuracy as a reward model's is, and `accuracy` is that of this one on the same items.
     - agreement: how often two verdicts on a pair agree, of those that order it; each verdict has one voice.
-    - low, high: what agreement says about the accuracy of the best possible model; see `measures.ceiling_bounds`.
+    - low, high: what agreement, wherever it is in its interval, says about the accuracy of the best possible model;
+      see `measures.ceiling_bounds`.
     """
     judgments: dict[tuple[int, str, tuple[str, ...]], dict[str | int, int]] = defaultdict(dict)
     for number, ranked in enumerate(rankings):
@@ -354,7 +355,8 @@ def _ceiling(rankings: Sequence[RankedResponses], ordered: _Pairs, prompts: Ints
     found = Clustered(prompt[agreed], seed).share(
         (measures.agreement(num_first, num_second) * num_decided)[agreed], num_decided[agreed]
     )
-    low, high = measures.ceiling_bounds(found["value"] if found else 0.5)
+    likely = found["interval"] if found else (0.5, 1.0)
+    low, high = measures.ceiling_bounds(likely[0])[0], measures.ceiling_bounds(likely[1])[1]
     same = ordered.where(np.isin(ordered.ranking, kept))
     return {
         "leave_one_out": Clustered(prompt[others_judged], seed).share(

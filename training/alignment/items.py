@@ -51,7 +51,7 @@ class Items:
     annotators: list[str]
     num_rankings: int
     num_silent: int
-    """Rankings that teach nothing under the likelihood that is used, such as those that tie everything."""
+    """Rankings that teach nothing: those that tie everything, unless ties tell something, or weigh nothing."""
     num_too_long: int
     """Rankings left out because a response by itself is longer than the model may read."""
     num_truncated: int
@@ -79,7 +79,9 @@ def build_items(
         is_weighted: judgments count by their own weight, not all alike.
     """
     annotators = {name: number for number, name in enumerate(annotators_of(rankings))}
-    taught = [ranked for ranked in rankings if ranked.weight > 0 and likelihood.teaches(ranked.groups)]
+    taught = [
+        ranked for ranked in rankings if (ranked.weight > 0 or not is_weighted) and likelihood.teaches(ranked.groups)
+    ]
     together: dict[str, list[RankedResponses]] = {}
     for ranked in taught:
         together.setdefault(_key(ranked), []).append(ranked)

@@ -90,6 +90,8 @@ class _Point:
         found = self.own.read_result()
         self.accelerator.wait_for_everyone()  # all have looked before one writes
         if found is not None:
+            if self.accelerator.is_main_process:
+                self._clear()  # a kill may have come between the result and this
             return found
         config = self._own_config()
         if self.accelerator.is_main_process:
@@ -144,9 +146,13 @@ class _Point:
             log_loss=point["log_loss"]["value"],
         )
         self.own.write_result(point)
+        self._clear()
+
+    def _clear(self) -> None:
+        """Of a point only its figures are kept."""
         self.own.remove_checkpoints()
-        shutil.rmtree(self.own.model)
-        (self.own.path / PREFERENCES).unlink()
+        shutil.rmtree(self.own.model, ignore_errors=True)
+        (self.own.path / PREFERENCES).unlink(missing_ok=True)
 
 
 def _prompts(path: Path, split: str, config: LearningCurveConfig) -> list[str]:

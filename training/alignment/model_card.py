@@ -7,6 +7,7 @@ from typing import Any
 
 from training.alignment.config import RewardModelConfig
 
+BY_ANNOTATOR = {"temperatures", "flip_rates"}
 FIGURES = {
     "accuracy": "Pairwise accuracy",
     "kendall_tau": "Kendall's tau-b",
@@ -82,7 +83,7 @@ def _data(config: RewardModelConfig, result: dict[str, Any], digest: str) -> str
         f"- training rankings: {result['num_train_rankings']}; {result['num_tied_rankings']} more order nothing, "
         f"{result['num_too_long']} are too long\n"
         f"- responses whose prompt was shortened to {config.max_length} tokens: {result['num_truncated']}\n"
-        "- train, validation and test share no prompt\n"
+        f"- prompts of the training split that are in validation or test too: {result['num_shared_prompts']}\n"
     )
 
 
@@ -134,7 +135,10 @@ def _training(config: RewardModelConfig, result: dict[str, Any]) -> str:
         "peak learning rate": f"{config.learning_rate:g}",
         "adapters of rank": config.lora_rank or "none, all weights",
         "seed": config.seed,
-        **{f"learned {name.replace('_', ' ')}": _plain(value) for name, value in result.get("learned", {}).items()},
+        **{
+            f"learned {name.replace('_', ' ')}": _plain(name, value)
+            for name, value in result.get("learned", {}).items()
+        },
     }
     return "\n".join(["## Training\n", *(f"- {name}: {value}" for name, value in told.items()), ""])
 
@@ -144,9 +148,9 @@ def _figure(figure: dict[str, Any]) -> str:
     return f"{figure['value']:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
 
 
-def _plain(value: Any) -> str:
+def _plain(name: str, value: Any) -> str:
+    if name in BY_ANNOTATOR and value:
+        return f"{min(value.values()):.3g} to {max(value.values()):.3g} over {len(value)} annotators"
     if isinstance(value, dict):
-        return (
-            f"{min(value.values()):.3g} to {max(value.values()):.3g} over {len(value)} annotators" if value else "none"
-        )
+        return ", ".join(f"{one:.3g} for {key}" for key, one in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -31,7 +31,7 @@ from training.alignment.batching import batches, pad
 Tokens = NDArray[np.int32]
 MAX_FAMILY = 64
 """Sequences that share a beginning at the most: more would save next to nothing."""
-CUDA_BLOCK = 128  # of FlexAttention; rows of few different lengths also spare compilations
+CUDA_BLOCK = 128  # of FlexAttention
 
 
 class Packing(StrEnum):
@@ -245,19 +245,6 @@ def plan(bundles: Sequence[Bundle], packing: Packing, max_tokens: int) -> list[l
     return rows
 
 
-def real_share(bundles: Sequence[Bundle], packing: Packing, max_tokens: int, device: torch.device) -> float:
-    """The share of the tokens in all rows that is not padding."""
-    computed = 0
-    for row in plan(bundles, packing, max_tokens):
-        own = [bundles[place] for place in row]
-        if packing == Packing.PADDED:
-            computed += max(one.longest for one in own) * sum(one.num_sequences for one in own)
-        else:
-            num_tokens = sum(one.num_tokens for one in own)
-            computed += num_tokens + (-num_tokens % CUDA_BLOCK if device.type == "cuda" else 0)
-    return sum(one.num_tokens for one in bundles) / computed
-
-
 def build_row(bundles: Iterable[Bundle], packing: Packing, device: torch.device) -> Row:
     """The row of some bundles; its sequences are numbered through, bundle by bundle."""
     if packing == Packing.PADDED:
@@ -279,7 +266,7 @@ def build_row(bundles: Iterable[Bundle], packing: Packing, device: torch.device)
             place = stops[-1]
         num_before += one.num_sequences
     num_tokens = place
-    if device.type == "cuda" and (filling := -place % CUDA_BLOCK):
+    if device.type == "cuda" and (filling := max(-place % CUDA_BLOCK, 2 * CUDA_BLOCK - place)):  # one is a case apart
         pieces.append(np.zeros(filling, dtype=np.int32))
         spans.append(Span(place, (place, place + filling)))
     layout = Layout(spans)

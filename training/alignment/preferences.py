@@ -24,6 +24,7 @@ Messages = Sequence[Mapping[str, str]]
 ROLES = ("system", "user", "assistant")
 ANY = "all"
 Row = TypeVar("Row")
+Value = TypeVar("Value")
 CUTS = 16
 
 
@@ -201,6 +202,15 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
     )
 
 
+def closing_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A chat template that closes a response as `encode` does, for programs that know the template only."""
+    template = chat_template(tokenizer)
+    asked = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    if tokenizer.eos_token_id is None or _is_closed(tokenizer, _render(tokenizer, asked)):
+        return template
+    return template + "{% if messages[-1]['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+
+
 def _ranked(row: dict[str, Any]) -> RankedResponses:
     if "chosen" in row:
         row = _from_pair(row)
@@ -208,14 +218,14 @@ def _ranked(row: dict[str, Any]) -> RankedResponses:
         prompt=[_message(message) for message in row["prompt"]],
         responses=tuple(_text(response["content"], "responses") for response in row["responses"]),
         ranking=tuple(tuple(group) for group in row["ranking"]),
-        aspect=row.get("aspect", "overall"),
-        annotator=row.get("annotator"),
-        split=row.get("split"),
-        id=row.get("id"),
-        strength=row.get("strength"),
+        aspect=_text(row.get("aspect", "overall"), "aspect"),
+        annotator=_optional(row, "annotator", str),
+        split=_optional(row, "split", str),
+        id=None if row.get("id") is None else str(row["id"]),
+        strength=_optional(row, "strength", int),
         all_bad=row.get("all_bad", False),
         bad=tuple((row.get("meta") or {}).get("bad", ())),
-        source=row.get("source") or row.get("subset"),
+        source=_optional(row, "source", str) or _optional(row, "subset", str),
         weight=_weight(row.get("weight", 1.0)),
     )
     ranked_places = [place for group in ranked.ranking for place in group]
@@ -250,6 +260,13 @@ def _from_pair(row: dict[str, Any]) -> dict[str, Any]:
 
 def _messages(value: Any, role: str) -> list[dict[str, str]]:
     return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
+
+
+def _optional(row: dict[str, Any], field: str, kind: type[Value]) -> Value | None:
+    value = row.get(field)
+    if value is not None and type(value) is not kind:
+        raise ValueError(f"{field}: {value!r} is not {'text' if kind is str else 'a whole number'}")
+    return value
 
 
 def _weight(value: Any) -> float:

@@ -24,7 +24,7 @@ EXACT = 1e-5  # relative; bfloat16 is a hundred times worse
 @cache
 def allow_fast_products() -> bool:
     """Let PyTorch multiply single-precision matrices by oneDNN in this process, if that costs no precision here."""
-    settings = torch.backends.mkldnn.matmul
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     usual = settings.fp32_precision
     generator = torch.Generator().manual_seed(0)
     one, other = (torch.randn(256, 256, generator=generator) for _ in range(2))
@@ -40,7 +40,7 @@ def round_products(model: nn.Module) -> None:
     """Have a model's linear layers multiply in bfloat16, in place, but for its head."""
     for name, module in model.named_modules():
         if name.split(".")[0] not in HEADS and isinstance(module, nn.Linear | Conv1D):
-            module.forward = _RoundedLinear(module)  # type: ignore[assignment]
+            module.forward = _RoundedLinear(module)  # type: ignore[method-assign]
 
 
 class _RoundedLinear:
@@ -62,13 +62,13 @@ class _Product(torch.autograd.Function):
     """(N, K) inputs and (M, K) weights -> (N, M), all in single precision, multiplied in bfloat16."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, inputs: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: FunctionCtx, inputs: Tensor, weight: Tensor) -> Tensor:
         rounded = inputs.bfloat16(), weight.bfloat16()
         ctx.save_for_backward(*rounded)
         return (rounded[0] @ rounded[1].T).float()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         inputs, weight = ctx.saved_tensors
         needs_inputs, needs_weight = ctx.needs_input_grad
         rounded = gradient.bfloat16()

@@ -31,6 +31,7 @@ from training.alignment.products import allow_fast_products
 from training.alignment.reward_net import RewardNet, fit_length, load_classifier
 from training.alignment.run_dir import Interrupted, StopFlag
 
+OVERALL = "overall"
 MAX_LENGTH, MAX_TOKENS = 1024, 16384
 CHUNK = 256
 STREAM_CHUNK = 2048
@@ -47,7 +48,7 @@ class RewardModel:
     device: torch.device
     max_length: int = MAX_LENGTH
     max_tokens: int = MAX_TOKENS
-    aspects: tuple[str, ...] = ("overall",)
+    aspects: tuple[str, ...] = (OVERALL,)
     """What each of the H heads scores."""
     means: tuple[float, ...] = (0.0,)
     stds: tuple[float, ...] = (1.0,)
@@ -71,12 +72,14 @@ class RewardModel:
     ) -> Self:
         """A reward model from a folder or a Hugging Face id: one of ours, or any sequence classifier with one output.
 
+        On a CPU the process multiplies by `products.allow_fast_products` from then on.
+
         Args:
             device: a GPU where there is one.
             max_length: tokens of prompt and response; what was trained with, or 1024, but no more than the model takes.
             max_tokens: in one forward pass.
             dtype: bfloat16 halves the memory, and then scores depend on the batch in their second digit.
-            aspect: whose head to use; the first one's where the model does not have it.
+            aspect: whose head to use; that of "overall" where nothing is asked for, or the first one.
             packing: see `RewardNet`.
 
         Raises:
@@ -89,10 +92,10 @@ class RewardModel:
         model, missing = load_classifier(str(folder), dtype)
         if missing:
             raise ConfigError(f"{folder} is not a reward model: it lacks {', '.join(missing)}")
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
         trained_length: int = getattr(model.config, "reward_max_length", MAX_LENGTH)
         loaded = cls(
-            net=RewardNet(model.to(device), packing),
+            net=RewardNet(model.to(device), packing),  # type: ignore[arg-type]
             tokenizer=tokenizer,
             device=device,
             max_length=fit_length(max_length or trained_length, model, tokenizer),
@@ -102,7 +105,8 @@ class RewardModel:
             stds=_numbers(model.config, "reward_std", 1.0),
             temperatures=_numbers(model.config, "reward_temperature", 1.0),
         )
-        return dataclasses.replace(loaded, head=loaded.head_of(aspect))
+        usual = OVERALL if OVERALL in loaded.aspects else None
+        return dataclasses.replace(loaded, head=loaded.head_of(aspect or usual))
 
     @property
     def mean(self) -> float:
@@ -118,8 +122,16 @@ class RewardModel:
         return self.temperatures[self.head]
 
     def head_of(self, aspect: str | None) -> int:
-        """The number of an aspect's head; the default one's where the model has none for it."""
-        return self.aspects.index(aspect) if aspect in self.aspects else self.head
+        """The number of an aspect's head; a model with only one judges by it whatever the aspect.
+
+        Raises:
+            ConfigError: none of several heads is the aspect's.
+        """
+        if aspect is None or len(self.aspects) == 1:
+            return self.head
+        if aspect not in self.aspects:
+            raise ConfigError(f"aspect: the reward model scores {', '.join(self.aspects)}, not {aspect}")
+        return self.aspects.index(aspect)
 
     def score(self, pairs: Iterable[tuple[Messages, str]], aspect: str | None = None) -> list[float]:
         """The score of each response to its prompt, (messages, text), whatever else is scored along with it."""

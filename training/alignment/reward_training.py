@@ -12,6 +12,7 @@ precision; products are in bfloat16 where the hardware multiplies in it.
 """
 
 import dataclasses
+import gc
 import json
 import math
 import time
@@ -34,11 +35,12 @@ from training.alignment.batching import budget
 from training.alignment.calibration import fit_temperature
 from training.alignment.checkpoint import read_optimizer_state, read_schedule, save_training_state
 from training.alignment.config import ConfigError, RewardModelConfig
-from training.alignment.evaluation import Scored, measure, report
+from training.alignment.evaluation import Scored, measure, prompt_key, report
 from training.alignment.items import Item, annotators_of, build_items, judge
 from training.alignment.losses import Likelihood
 from training.alignment.model_card import model_card
-from training.alignment.packing import Packing, build_row, plan, real_share
+from training.alignment.noise import NotIdentifiedError, estimate_flip_rate
+from training.alignment.packing import Packing, build_row, plan
 from training.alignment.preferences import RankedResponses, read_rankings
 from training.alignment.products import round_products
 from training.alignment.reward_model import RewardModel, agree, join_processes, normalisation, score_rankings
@@ -62,8 +64,10 @@ BETAS = (0.9, 0.95)  # as in OpenRLHF; runs are too short for the usual memory o
 JUDGING_LEARNING_RATE = 0.05  # of a tie parameter and the like: few numbers, of the order of one
 JUDGING_BETAS = (0.9, 0.999)  # an annotator is met in few steps: with a shorter memory each would count as much
 FINAL_LEARNING_RATE = 0.1  # of the peak; the way there is a cosine
+MAX_FLIP_RATE = 0.49
+PAIR = 2
 SPLITS = ("train", "validation", "test")
-STATE = ("validated_step", "best_step", "best_loss", "num_worse")
+STATE = ("validated_step", "best_step", "best_loss", "num_worse", "num_real", "num_computed", "learned")
 
 
 def train_reward_model(config: RewardModelConfig, run_dir: RunDir, stop: StopFlag) -> dict[str, Any]:
@@ -75,8 +79,10 @@ def train_reward_model(config: RewardModelConfig, run_dir: RunDir, stop: StopFla
         {"model", "accuracy", "interval", "num_pairs", "num_prompts", "loss"} of the test split (see
         `evaluation.measure`); "validation_loss" and "best_step" where there is a validation split; "num_steps";
         "num_train_rankings" that teach anything, "num_tied_rankings" that do not, "num_too_long" that were left out;
+        "num_shared_prompts" of the training split that are in the others too, which should be none;
         "num_truncated" responses of both the training and the test rankings; "packing", and the share of "real_tokens"
-        in its rows; "temperature"; what was "learned" about ties, flips and annotators.
+        in its rows; "temperature"; what was "learned" about ties, flips and annotators until the best step; and what
+        "repeated_judgments" of the same pairs tell about flips.
 
     Raises:
         ConfigError: no training ranking puts one response above another, or the backbone cannot serve.
@@ -90,8 +96,10 @@ def train_reward_model(config: RewardModelConfig, run_dir: RunDir, stop: StopFla
     train, validation, test = splits
     training = _Training(config, run_dir, accelerator, train, validation)
     training.run(stop)
-    result = training.result()
-    del training  # its memory is needed
+    result = {**training.result(), "num_shared_prompts": _num_shared_prompts(train, [*validation, *test])}
+    del training
+    accelerator.free_memory()  # the model is loaded anew, as it was saved
+    gc.collect()
     return _Finish(config, run_dir, accelerator, stop).measure(train, validation, test, result)
 
 
@@ -115,8 +123,11 @@ class _Training:
         self.num_steps = math.ceil(config.num_epochs * self.steps_per_epoch)
         self.eval_steps = config.eval_steps or max(1, self.steps_per_epoch // VALIDATIONS_PER_EPOCH)
         self.step, self.validated_step, self.best_step, self.num_worse = 0, 0, 0, 0
+        self.num_real, self.num_computed = 0, 0
         self.best_loss: float | None = None
+        self.learned: dict[str, Any] = {}
         self._build_optimizer()
+        self.saved_step = -1
         self._resume()
         self.saved_at = time.monotonic()
 
@@ -137,7 +148,7 @@ class _Training:
 
     def result(self) -> dict[str, Any]:
         best = {"validation_loss": self.best_loss, "best_step": self.best_step} if self.validation else {}
-        learned = {"learned": told} if (told := self._learned()) else {}
+        repeats = {"repeated_judgments": self.repeats} if self.repeats else {}
         return {
             **best,
             "num_steps": self.step,
@@ -146,21 +157,21 @@ class _Training:
             "num_too_long": self.items.num_too_long,
             "num_truncated": self.items.num_truncated,
             "packing": self.net.packing.value,
-            "real_tokens": real_share(
-                [item.bundle for item in self.items.items], self.net.packing, self.max_tokens, self.device
-            ),
-            **learned,
+            "real_tokens": self.num_real / max(1, self.num_computed),
+            **repeats,
+            **({"learned": self.learned} if self.learned else {}),
         }
 
     def _build(self, train: Sequence[RankedResponses]) -> None:
         config, num_processes = self.config, self.accelerator.num_processes
         model, self.tokenizer = load_backbone(self.run_dir.locate(config.backbone), len(config.aspects))
         packing = None if config.packing == "auto" else Packing(config.packing)
-        net = RewardNet(model.to(self.device), packing)
+        net = RewardNet(model if self.is_sharded else model.to(self.device), packing)  # shards are moved one by one
         self.net = net
         self.max_length = fit_length(config.max_length, model, self.tokenizer)
         self.max_tokens = budget(config.max_tokens, self.device)
-        self.likelihood = _likelihood(config, train).to(self.device)
+        self.repeats = flip_rate_of_repeats(train)
+        self.likelihood = _likelihood(config, train, self.repeats).to(self.device)
         self.items = build_items(
             train,
             aspects=config.aspects,
@@ -183,6 +194,7 @@ class _Training:
         if self.is_sharded:
             shard(net, self.device.type, num_processes)
         self.parallel_net = net if self.is_sharded else self.accelerator.prepare_model(net)
+        self.mean_weight = sum(item.weight for item in self.items.items) / len(self.items.items)
         self.trained = nn.ModuleDict({"net": net, "likelihood": self.likelihood})
 
     def _build_optimizer(self) -> None:
@@ -224,7 +236,7 @@ class _Training:
         shares = [items[number :: accelerator.num_processes] for number in range(accelerator.num_processes)]
         rows = [self._rows(share or items[:1]) for share in shares]  # with nothing to do it still takes part
         mine, own = shares[accelerator.process_index], rows[accelerator.process_index]
-        scale = 1 / sum(item.weight for item in items) if mine else 0.0
+        scale = 1 / (len(items) * self.mean_weight) if mine else 0.0  # a judgment weighs the same in every step
         if self.is_sharded:  # layers are gathered from all, so all must go through as many rows
             own = own + own[-1:] * (max(map(len, rows)) - len(own))
         total = torch.zeros((), device=self.device)
@@ -244,6 +256,7 @@ class _Training:
     def _loss(self, items: Sequence[Item]) -> Tensor:
         """The weighted sum of the losses of items that go through the model in one row."""
         row = build_row([item.bundle for item in items], self.net.packing, self.device)
+        self.num_real, self.num_computed = self.num_real + row.num_tokens, self.num_computed + row.input_ids.numel()
         with self._autocast():
             rewards = self.parallel_net(row)
         return judge(self.likelihood, rewards, items)
@@ -292,15 +305,16 @@ class _Training:
         with self._autocast():
             chunks = score_rankings(self.accelerator, model, self.validation, StopFlag(), not self.is_sharded)
             scores = [one.scores for chunk in chunks for one in chunk]
-        found = measure(self.validation, scores, "validation")
+        found = measure(self.validation, _calibrated(self.validation, scores, self.config.aspects), "validation")
         self.validated_step = self.step
         self._log("validation", loss=found["loss"], accuracy=found["accuracy"])
         self.num_worse += 1
         if self.best_loss is None or found["loss"] < self.best_loss:
             self.best_loss, self.best_step, self.num_worse = found["loss"], self.step, 0
-            self._keep_model()
+            self._keep_model()  # also after a resume: a kill may have come before
 
     def _keep_model(self) -> None:
+        self.learned = self._learned()
         state = classifier_state(self.net.model)
         if self.accelerator.is_main_process:
             replace_folder(self.run_dir.model, lambda folder: self._write_model(folder, state))
@@ -335,12 +349,14 @@ class _Training:
             raise Interrupted(f"stopped after step {self.step} of {self.num_steps}")
 
     def _save(self) -> None:
+        if self.saved_step == self.step:
+            return
         weights, state = training_state(self.trained, self.optimizer)
         if self.accelerator.is_main_process:
             own = {name: getattr(self, name) for name in STATE}
             self.run_dir.save_checkpoint(self.step, lambda folder: self._write_checkpoint(folder, weights, state), own)
         self.accelerator.wait_for_everyone()
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved_step = time.monotonic(), self.step
 
     def _write_checkpoint(self, folder: Path, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
         save_file({name: value.contiguous() for name, value in weights.items()}, folder / "weights.safetensors")
@@ -354,12 +370,13 @@ class _Training:
         weights = load_file(folder / "weights.safetensors")
         load_training_state(self.trained, self.optimizer, weights, read_optimizer_state(folder))
         self.scheduler.load_state_dict(read_schedule(folder))
-        self.step = state["step"]
+        self.step = self.saved_step = state["step"]
         for name in STATE:
             setattr(self, name, state[name])
         if self.accelerator.is_main_process:
             self.run_dir.truncate_metrics(self.step, "train")
             self.run_dir.truncate_metrics(self.validated_step, "validation")
+        self.accelerator.wait_for_everyone()  # all have read before one writes
 
 
 class _Finish:
@@ -389,9 +406,10 @@ class _Finish:
         result = {
             "model": self.run_dir.model.name,
             **measure(test, scores, "test"),
+            **({"interval": found["figures"]["accuracy"]["interval"]} if found["figures"]["accuracy"] else {}),
             **result,
             "num_truncated": result["num_truncated"] + num_truncated,
-            "temperature": temperatures.get(0, 1.0),
+            "temperature": temperatures.get(0),
         }
         if self.accelerator.is_main_process:
             write_json(self.run_dir.path / "report.json", found)
@@ -437,14 +455,58 @@ def computes_in_bfloat16(precision: str, device: torch.device) -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
-def _likelihood(config: RewardModelConfig, train: Sequence[RankedResponses]) -> Likelihood:
+def flip_rate_of_repeats(train: Sequence[RankedResponses]) -> dict[str, Any] | None:
+    """What judgments of the same pairs by several annotators tell about flips; nothing where they are too few."""
+    wins: dict[tuple[str, str, str, str], int] = Counter()
+    votes: dict[tuple[str, str, str, str], int] = Counter()
+    for ranked in train:
+        if len(ranked.responses) == PAIR and ranked.is_decided:
+            first, second = sorted(ranked.responses)
+            pair = (prompt_key(ranked), ranked.aspect, first, second)
+            votes[pair] += 1
+            wins[pair] += ranked.responses[ranked.ranking[0][0]] == first
+    try:
+        found = estimate_flip_rate([wins[pair] for pair in votes], list(votes.values()))
+    except NotIdentifiedError:
+        return None
+    return {"flip_rate": found.rate, "interval": list(found.interval)}
+
+
+def _calibrated(
+    rankings: Sequence[RankedResponses], scores: Sequence[Sequence[float]], aspects: Sequence[str]
+) -> list[list[float]]:
+    """Scores over each aspect's best temperature on these rankings.
+
+    Which model is best is then a question of what it knows, whatever unit its likelihood leaves its rewards in: one
+    that accounts for flips has wider rewards than votes with flips bear out.
+    """
+    margins: dict[str, list[float]] = defaultdict(list)
+    for ranked, own in zip(rankings, scores, strict=True):
+        margins[ranked.aspect] += [own[better] - own[worse] for better, worse in ranked.ordered_places()]
+    told = [aspect for aspect in aspects if any(margins[aspect]) and np.isfinite(margins[aspect]).all()]
+    temperatures = {aspect: fit_temperature(margins[aspect]) for aspect in told}
+    return [
+        [score / temperatures.get(ranked.aspect, 1.0) for score in own]
+        for ranked, own in zip(rankings, scores, strict=True)
+    ]
+
+
+def _num_shared_prompts(train: Sequence[RankedResponses], held_out: Sequence[RankedResponses]) -> int:
+    return len({prompt_key(ranked) for ranked in train} & {prompt_key(ranked) for ranked in held_out})
+
+
+def _likelihood(
+    config: RewardModelConfig, train: Sequence[RankedResponses], repeats: dict[str, Any] | None
+) -> Likelihood:
+    """The likelihood that is asked for; a flip rate that is to be learned starts from what repeated judgments tell."""
+    flip_rate = repeats["flip_rate"] if repeats and config.learn_flip_rate else config.flip_rate
     num_judgments = Counter(ranked.annotator for ranked in train)
     return Likelihood(
         loss=config.loss,
         ties=config.ties,
         margin=config.margin,
         label_smoothing=config.label_smoothing,
-        flip_rate=config.flip_rate,
+        flip_rate=min(flip_rate, MAX_FLIP_RATE),
         learn_flip_rate=config.learn_flip_rate,
         annotators=config.annotators,
         num_annotators=len(annotators_of(train)),

@@ -205,9 +205,13 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     write(scratch)
     for path in scratch.rglob("*"):
         _sync(path)
-    shutil.rmtree(folder, ignore_errors=True)
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
     scratch.rename(folder)
     _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def whole_lines(path: Path, num_together: int, num_all: int = -1) -> tuple[int, int]:

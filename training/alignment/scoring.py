@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from training.alignment.config import ConfigError, ScoreComparisonsConfig
 from training.alignment.evaluation import Scored
 from training.alignment.preferences import read_rankings
-from training.alignment.reward_model import CHUNK, RewardModel, join_processes, score_rankings
+from training.alignment.reward_model import CHUNK, OVERALL, RewardModel, join_processes, score_rankings
 from training.alignment.run_dir import RunDir, StopFlag, whole_lines
 
 PROMPTS, SCORES = "prompts.jsonl", "scores.jsonl"
@@ -71,7 +71,7 @@ class _Member:
         while chunk := list(islice(prompts, CHUNK)):
             for scored in score_rankings(self.accelerator, model, chunk, stop):
                 done += len(chunk)
-                self._keep(scored, model.std, done)
+                self._keep(scored, model.stds[model.head_of(OVERALL)], done)
 
     def _resume(self) -> int:
         """How many prompts are scored already; what comes after the last whole chunk is cut off."""

@@ -38,7 +38,7 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float) -> None:
     heads = [name for name in HEADS if isinstance(getattr(model, name, None), nn.Module)]
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # any number will do
         target_modules="all-linear",
         exclude_modules=heads,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
@@ -76,7 +76,7 @@ def classifier_state(model: PreTrainedModel) -> dict[str, Tensor]:
 def training_state(module: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What is trained, by name, and the optimizer's state of it, whole, on the CPU. All processes must ask."""
     weights, state = get_state_dict(module, optimizer, options=TRAINED)
-    return dict(weights), dict(state)
+    return dict(weights), dict(state)  # type: ignore[arg-type]
 
 
 def load_training_state(

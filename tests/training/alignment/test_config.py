@@ -9,7 +9,6 @@ import pytest
 from training.alignment.config import (
     CONFIGS,
     ConfigError,
-    EvaluateConfig,
     RewardModelConfig,
     config_from_dict,
     config_to_dict,
@@ -69,7 +68,7 @@ def test_an_unknown_field_is_answered_with_the_known_ones():
 
 def test_a_configuration_made_in_python_is_checked_too():
     with pytest.raises(ConfigError, match=r"^max_length: 3 is below 16$"):
-        EvaluateConfig(max_length=3)
+        RewardModelConfig(max_length=3)
 
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))

@@ -66,7 +66,8 @@ def test_what_teaches_nothing_and_what_is_too_long_is_counted(build):
             ranked("Yes.", "word " * 100),
             ranked("Yes.", "word " * 100, annotator="b"),
             RankedResponses([{"role": "user", "content": "word " * 100}], ("Yes.", "No."), ((0,), (1,))),
-        ]
+        ],
+        is_weighted=True,
     )
 
     assert len(items.items) == 1

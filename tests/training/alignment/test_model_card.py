@@ -7,7 +7,8 @@ RESULT = {
     "num_too_long": 2,
     "num_truncated": 7,
     "num_steps": 12,
-    "learned": {"flip_rate": 0.21, "temperatures": {"a": 0.5, "b": 2.0}},
+    "num_shared_prompts": 0,
+    "learned": {"flip_rate": 0.21, "davidson_odds": {"2": 0.5}, "temperatures": {"a": 0.5, "b": 2.0}},
 }
 FIGURE = {"value": 0.7, "interval": [0.6, 0.8]}
 REPORT = {
@@ -33,6 +34,7 @@ def test_the_card_tells_data_figures_use_and_biases():
         "Where people preferred the shorter response it agrees with them in 0.700 (0.600 to 0.800).",
         "## Use",
         "- learned flip rate: 0.21",
+        "- learned davidson odds: 0.5 for 2",
         "- learned temperatures: 0.5 to 2 over 2 annotators",
     ):
         assert told in card

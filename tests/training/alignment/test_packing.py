@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.alignment.packing import Bundle, Group, Layout, Packing, Span, build_row, bundle, parts, plan, real_share
+from training.alignment.packing import Bundle, Group, Layout, Packing, Span, build_row, bundle, parts, plan
 
 CPU = torch.device("cpu")
 
@@ -108,15 +108,6 @@ def test_rows_are_filled_where_they_leave_the_least_room():
     bundles = [Bundle((group([], [0] * size),)) for size in (3, 6, 4, 5, 12, 2)]
 
     assert plan(bundles, Packing.SHARED, 10) == [[4], [1, 2], [3, 0, 5]]
-
-
-def test_almost_nothing_in_packed_rows_is_padding():
-    bundles = [bundle(random_texts(seed), Packing.SHARED) for seed in range(100)]
-
-    assert real_share(bundles, Packing.SHARED, 4096, CPU) == 1.0
-    assert real_share(bundles, Packing.SHARED, 16384, torch.device("cuda")) > 0.97
-    two = [bundle([[1, 2, 3], [4]], Packing.PADDED)]
-    assert real_share(two, Packing.PADDED, 100, CPU) == 4 / 6
 
 
 def test_positions_restart_after_the_common_beginning():
