@@ -20,6 +20,7 @@ from annotate.models import (
     Comparison,
     Draft,
     Endpoint,
+    Figures,
     Gold,
     Judgment,
     Lease,
@@ -297,6 +298,21 @@ def _told(judgment: Judgment, index: dict[int, int]) -> dict[str, Any]:
 
 def _indices(ranking: list[list[int]], index: dict[int, int]) -> list[list[int]]:
     return [sorted(index[pk] for pk in group) for group in ranking]
+
+
+def judgment_weights(project: Project) -> dict[str | None, float]:
+    """What a judgment of each annotator is worth, by pseudonym: from 0 at a coin's accuracy to 1, by the figures.
+
+    Nothing where the figures do not tell; an annotator whom they do not know is as good as the others are on average.
+    """
+    figures = Figures.objects.filter(project=project).first()
+    rows = figures.values.get("annotators", []) if figures else []
+    worth = {row["id"]: max(0.0, 2 * row["accuracy"] - 1) for row in rows if row["accuracy"] is not None}
+    if not worth:
+        return {}
+    usual = sum(worth.values()) / len(worth)
+    annotators = Annotator.objects.filter(judgments__project=project).distinct()
+    return {_pseudonym(one, project.pk): round(worth.get(one.pk, usual), 4) for one in annotators}
 
 
 def _pseudonym(annotator: Annotator, project_id: int) -> str | None:

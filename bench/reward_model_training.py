@@ -169,6 +169,7 @@ def train_here(job: Job) -> Measured:
         learning_rate=LEARNING_RATE,
         max_length=job.max_length,
         save_minutes=600,
+        precision=best_precision(),
     )
     run_dir = RunDir.create(job.folder, config)
     num_steps = math.ceil(sum(1 for _ in (job.folder / config.preferences).open()) / job.batch_size)
@@ -186,6 +187,14 @@ def train_here(job: Job) -> Measured:
         train_reward_model(config, run_dir, is_done)
     tokens = [line["tokens"] for line in run_dir.read_metrics() if line["phase"] == "train"]
     return measured(times[: len(tokens)], tokens, peaks[len(tokens) - 1] - held)
+
+
+def best_precision() -> str:
+    """bf16 where this CPU multiplies in it, which TRL is tried in too."""
+    import torch
+
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "auto"
 
 
 def synthetic_rows(tokenizer: "PreTrainedTokenizerBase", count: int) -> list[dict[str, Any]]:

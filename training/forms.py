@@ -53,6 +53,12 @@ class FreezeForm(forms.Form):
     test = forms.FloatField(min_value=0, max_value=1, initial=0.1)
     seed = forms.IntegerField(initial=0, help_text="Draws which prompts go into which part.")
 
+    is_weighted = forms.BooleanField(
+        required=False,
+        label="Weigh judgments",
+        help_text="Tell each judgment how reliable its annotator is; runs with annotators=weights count by it.",
+    )
+
     def __init__(self, *args: Any, user: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.user = user
@@ -69,6 +75,7 @@ class FreezeForm(forms.Form):
                 name=cleaned["name"],
                 seed=cleaned["seed"],
                 fractions=[cleaned[split] for split in ("train", "validation", "test")],
+                is_weighted=cleaned["is_weighted"],
                 user=self.user,
             )
         except services.CannotFreeze as error:

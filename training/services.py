@@ -11,7 +11,7 @@ nothing any more. `sweep` sends lost messages again and takes runs back from dea
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -24,7 +24,7 @@ from django.db.models import F, Q
 from django.db.models.functions import Coalesce, Now
 
 from annotate.models import Endpoint, Project
-from annotate.queries import judgment_rows
+from annotate.queries import judgment_rows, judgment_weights
 from training import export, guidance, launch, queries, references, tasks
 from training.alignment.config import ConfigError, config_from_dict, config_to_dict
 from training.alignment.run_dir import RunDir
@@ -73,16 +73,24 @@ def freeze(
     name: str,
     seed: int = 0,
     fractions: Sequence[float] = FRACTIONS,
+    is_weighted: bool = False,
     user: User | None = None,
 ) -> PreferenceSet:
     """Snapshot the project's judgments. The file is written before the row, so that every row has its file.
 
+    Args:
+        is_weighted: each judgment is told how reliable its annotator is, for runs that count by it.
+
     Raises:
-        CannotFreeze: the name is taken or unfit, the fractions are no shares, or there are no judgments.
+        CannotFreeze: the name is taken or unfit, the fractions are no shares, there are no judgments, or nothing is
+            known of annotators that could be told.
     """
     _check_freeze(project, name, fractions)
     digest, counts = export.write_preferences(
-        judgment_rows(project), settings.PREFERENCE_SETS_DIR, seed=seed, fractions=fractions
+        _weighted_rows(project) if is_weighted else judgment_rows(project),
+        settings.PREFERENCE_SETS_DIR,
+        seed=seed,
+        fractions=fractions,
     )
     if not any(split["judgments"] for split in counts.values()):
         raise CannotFreeze(f"Project {project} has no judgments yet.")
@@ -99,6 +107,13 @@ def freeze(
             )
     except IntegrityError as error:
         raise CannotFreeze(_name_taken(project, name)) from error
+
+
+def _weighted_rows(project: Project) -> Iterator[dict[str, Any]]:
+    weights = judgment_weights(project)
+    if not weights:
+        raise CannotFreeze("How reliable annotators are is not known yet: too few have judged the same comparisons.")
+    return ({**row, "weight": weights.get(row["annotator"], 1.0)} for row in judgment_rows(project))
 
 
 def _check_freeze(project: Project, name: str, fractions: Sequence[float]) -> None:

@@ -9,6 +9,7 @@ import psutil
 import pytest
 from django.db.models.functions import Now
 
+from annotate.models import Annotator, Figures
 from tests.factories import make_comparison, make_judgment, make_project
 from tests.training.factories import BACKBONE, make_finished_run, make_judged_project, make_preference_set, make_run
 from training import launch, services
@@ -56,6 +57,25 @@ def test_freeze_stores_digest_counts_and_file():
     }
     assert launch.file_digest(frozen.path) == frozen.digest
     assert (frozen.seed, frozen.fractions, frozen.created_by) == (5, [1, 0, 0], None)
+
+
+def test_freeze_tells_each_judgment_how_reliable_its_annotator_is():
+    project = make_judged_project()
+    annotators = list(Annotator.objects.filter(judgments__project=project).distinct().order_by("pk"))
+    with pytest.raises(services.CannotFreeze, match="How reliable annotators are is not known yet"):
+        services.freeze(project=project, name="weighted", is_weighted=True)
+    rows = [{"id": annotators[0].pk, "accuracy": 0.9}, {"id": 0, "accuracy": 0.4}, {"id": -1, "accuracy": None}]
+    Figures.objects.create(project=project, values={"annotators": rows}, last_judgment=0, num_changes=0)
+
+    frozen = services.freeze(project=project, name="weighted", is_weighted=True)
+
+    lines = [json.loads(line) for line in frozen.path.read_text().splitlines()]
+    weights = {line["annotator"]: line["weight"] for line in lines}
+    known = next(line["annotator"] for line in lines if line["weight"] == 0.8)
+    assert weights == {name: 0.8 if name == known else 0.4 for name in weights}
+    assert len(weights) == len(annotators)
+    plain = services.freeze(project=project, name="plain")
+    assert "weight" not in plain.path.read_text()
 
 
 def test_freeze_gives_equal_digests_for_equal_judgments():

@@ -23,12 +23,20 @@ class Command(BaseCommand):
             help="shares of the prompts (default: 0.8,0.1,0.1)",
         )
 
-    def handle(self, *, project: str, name: str, seed: int, fractions: list[float], **options: Any) -> None:
+        parser.add_argument(
+            "--weighted",
+            action="store_true",
+            help="tell each judgment its annotator's reliability, for annotators=weights",
+        )
+
+    def handle(
+        self, *, project: str, name: str, seed: int, fractions: list[float], weighted: bool, **options: Any
+    ) -> None:
         found = Project.objects.filter(name=project).first()
         if found is None:
             raise CommandError(f"There is no project {project}.")
         try:
-            frozen = services.freeze(project=found, name=name, seed=seed, fractions=fractions)
+            frozen = services.freeze(project=found, name=name, seed=seed, fractions=fractions, is_weighted=weighted)
         except services.CannotFreeze as error:
             raise CommandError(str(error)) from error
         for split, counts in frozen.counts.items():
