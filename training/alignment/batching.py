@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CPU_TOKENS = 1024  # keep a CPU busy and its caches from overflowing; a wider batch only adds padding
+CPU_TOKENS = 2048  # keep a CPU busy and its caches from overflowing; a wider batch only adds padding
 
 
 def batches(lengths: Sequence[int], counts: Sequence[int], max_tokens: int) -> list[list[int]]:
