@@ -16,6 +16,7 @@ from transformers import (
 
 from tests.training.alignment.material import StopAt, alone, random_pairs
 from training.alignment.config import ConfigError
+from training.alignment.packing import Packing
 from training.alignment.preferences import read_rankings
 from training.alignment.reward_model import RewardModel, join_processes, score_rankings
 from training.alignment.reward_net import load_backbone
@@ -61,15 +62,25 @@ def bert_folder(tmp_path_factory, llama_folder):
 
 
 def test_a_score_does_not_depend_on_the_batch_it_came_in(untrained_folder):
-    pairs = random_pairs(150)
+    pairs = random_pairs(500)
     expected = alone(RewardModel.load(untrained_folder), pairs)
 
-    for max_tokens in (64, 500, 100_000):
-        model = RewardModel.load(untrained_folder, max_tokens=max_tokens)
-        order = random.Random(max_tokens).sample(range(150), 150)
+    for packing, max_tokens in ((None, 64), ("separate", 500), ("padded", 500), (None, 100_000)):
+        model = RewardModel.load(untrained_folder, max_tokens=max_tokens, packing=packing and Packing(packing))
+        order = random.Random(max_tokens).sample(range(500), 500)
         scores = model.score([pairs[place] for place in order])
         assert scores == pytest.approx([expected[place] for place in order], abs=1e-5)
     assert statistics.pstdev(expected) > 0.01  # they do differ
+
+
+def test_in_bfloat16_a_score_depends_on_the_batch_by_its_last_digits_only(untrained_folder):
+    """Two units in the last place of what goes into the head, which itself computes in single precision."""
+    pairs = random_pairs(60)
+    model = RewardModel.load(untrained_folder, dtype=torch.bfloat16)
+
+    scores, expected = model.score(pairs), alone(model, pairs)
+
+    assert scores == pytest.approx(expected, abs=2 * 2**-8 * max(map(abs, expected)))
 
 
 def test_an_encoder_scores_whatever_the_batch(bert_folder):
