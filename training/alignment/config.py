@@ -11,6 +11,7 @@ import typing
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
+Config = typing.TypeVar("Config")
 KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -43,7 +44,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            _check(item, getattr(self, item.name))
+            check_field(item, getattr(self, item.name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,16 +254,24 @@ def config_from_dict(kind: str, values: dict[str, Any]) -> RunConfig:
     """
     if kind not in CONFIGS:
         raise ConfigError(f"kind: {kind!r} is not one of {', '.join(sorted(CONFIGS))}")
-    config = CONFIGS[kind]
-    hints = typing.get_type_hints(config)
-    known = {item.name for item in fields(config)}
-    if unknown := sorted(set(values) - known):
-        raise ConfigError(f"{unknown[0]}: {kind} has no such field; it has {', '.join(sorted(known))}")
-    return config(**{name: _read(name, hints[name], value) for name, value in values.items()})
+    return read_fields(CONFIGS[kind], kind, values)
 
 
 def config_to_dict(config: RunConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
+
+
+def read_fields(config: type[Config], kind: str, values: dict[str, Any]) -> Config:
+    """A dataclass of `option` fields from their values; text is read as the field's type.
+
+    Raises:
+        ConfigError: no such field, or a value that it does not take.
+    """
+    hints = typing.get_type_hints(config)
+    known = {item.name for item in fields(config)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - known):
+        raise ConfigError(f"{unknown[0]}: {kind} has no such field; it has {', '.join(sorted(known))}")
+    return config(**{name: _read(name, hints[name], value) for name, value in values.items()})
 
 
 def _read(name: str, kind: type, value: Any) -> Any:
@@ -279,7 +288,12 @@ def _read(name: str, kind: type, value: Any) -> Any:
     return value
 
 
-def _check(item: dataclasses.Field[Any], value: Any) -> None:
+def check_field(item: dataclasses.Field[Any], value: Any) -> None:
+    """Whether a field of `option` takes the value.
+
+    Raises:
+        ConfigError: it does not; the message names the field.
+    """
     kind = typing.cast(type, item.type)
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise ConfigError(f"{item.name}: {value!r} is not {KINDS[kind]}")
