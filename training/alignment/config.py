@@ -227,6 +227,83 @@ class ScoreComparisonsConfig(RunConfig):
         return split_names(self.reward_models)
 
 
+COMBINING = (
+    "mean",
+    "median",
+    "worst_case",
+    "uncertainty_weighted",
+    "rank_aggregate",
+    "bayesian_average",
+    "stacking",
+    "fusion",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CombineConfig(RunConfig):
+    """Combine several rewards into one, fitted and measured on judgments that none of them was trained on.
+
+    All ways of combining are measured side by side; the chosen one is saved as a reward like any other.
+    """
+
+    kind: ClassVar[str] = "combine"
+
+    preferences: str = option("preferences.jsonl", "The frozen preference set.")
+    members: str = option("", "Two or more rewards, separated by commas: members, runs, folders, Hugging Face ids.")
+    method: str = option(
+        "fusion",
+        "Which one to save. fusion: a small network that learns the best combination; stacking: learned weights; "
+        "bayesian_average: weights by how likely each member makes the judgments; worst_case and uncertainty_weighted "
+        "guard against what one member overrates.",
+        choices=COMBINING,
+    )
+    incumbent: str = option("", "The reward that is in use now, to be compared with on the same judgments.")
+    aspect: str = option("overall", "Which judgments to learn from.")
+    num_folds: int = option(
+        0,
+        "0: fitted on the validation split, measured on the test split. 2 or more: where judgments are few, fitted and "
+        "measured on both, crosswise, in so many folds of prompts.",
+        minimum=0,
+        maximum=20,
+    )
+    penalty: float = option(0.5, "Of uncertainty_weighted: what a unit of the members' variance costs.", minimum=0)
+    has_gate: bool = option(
+        True, "Of fusion: different prompts may trust different members. It sees the prompt, never the response."
+    )
+    is_monotone: bool = option(True, "Of fusion: a response that a member likes better never scores lower for it.")
+    prompt_encoder: str = option(
+        "", "Of fusion: a sentence encoder for the gate, a folder or a Hugging Face id; empty for hashed words."
+    )
+    max_tokens: int = option(16384, "Tokens in one forward pass.", minimum=64)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_folds == 1:
+            raise ConfigError("num_folds: 1 leaves nothing to fit on; take 0, or 2 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageWeightsConfig(RunConfig):
+    """WARM: average the weights of reward models that were trained from the same beginning into one more."""
+
+    kind: ClassVar[str] = "average_weights"
+
+    preferences: str = option("preferences.jsonl", "The frozen preference set on which the average is normalised.")
+    models: str = option("", "Two or more reward models, separated by commas.")
+    split: str = option("validation", "Which part of it.", choices=("validation", "train", "test", "all"))
+    max_tokens: int = option(16384, "Tokens in one forward pass.", minimum=64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewJudgeConfig(RunConfig):
+    """What a judge answers about a few comparisons, before it is let at many."""
+
+    kind: ClassVar[str] = "preview_judge"
+
+    member: str = option("", "The judge: a folder with its member.json.")
+    num_comparisons: int = option(3, "Comparisons to look at.", minimum=1, maximum=20)
+
+
 def split_names(value: str) -> list[str]:
     """Names that are separated by commas or stand on lines of their own."""
     return [name.strip() for name in value.replace("\n", ",").split(",") if name.strip()]
@@ -242,6 +319,9 @@ CONFIGS: dict[str, type[RunConfig]] = {
         SftConfig,
         RejectionSamplingConfig,
         ScoreComparisonsConfig,
+        CombineConfig,
+        AverageWeightsConfig,
+        PreviewJudgeConfig,
     )
 }
 
