@@ -1,0 +1,152 @@
+"""Scores that were computed once, kept in one SQLite file for all runs, so that none is computed or paid for twice.
+
+A score is found again by all that it depends on: the reward's digest, the aspect, the prompt and the response. The
+first score that is stored for a key stays. What could not be scored is never stored, and is asked for again.
+
+Any number of processes and threads may read and write the file at a time. `put` returns when the scores are on the
+disk: a kill at any moment leaves them there, and of those on their way all or none. The file's folder must be local,
+as SQLite's write-ahead log needs memory that its processes share.
+"""
+
+import hashlib
+import math
+import sqlite3
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from itertools import islice
+from pathlib import Path
+
+from training.alignment.preferences import Messages, PromptedResponses
+from training.alignment.reward import Reward, Scored
+
+TIMEOUT = 60.0  # seconds to wait while others write
+NUM_KEYS = 500  # in one query; SQLite may be built to take no more than 999
+NUM_PROMPTS = 256  # scored before their scores are stored
+
+Value = tuple[float, ...]
+
+
+class ScoreCache:
+    """A table of keys and tuples of numbers in a file.
+
+    A connection lives for one call, so a cache serves any thread, and goes on serving after a fork. `put` waits for the
+    disk, some milliseconds: hand it many scores at a time.
+
+    Raises:
+        sqlite3.DatabaseError: the file is something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._connect() as database:
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
+            )
+
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, Value]:
+        """What is known of these keys."""
+        found: dict[bytes, Value] = {}
+        rest = iter(keys)
+        with self._connect() as database:
+            while some := list(islice(rest, NUM_KEYS)):
+                places = ", ".join("?" * len(some))
+                rows = database.execute(f"SELECT key, value FROM scores WHERE key IN ({places})", some)  # noqa: S608 -- question marks
+                found.update((key, struct.unpack(f"<{len(value) // 8}d", value)) for key, value in rows)
+        return found
+
+    def put(self, found: Mapping[bytes, Sequence[float]]) -> None:
+        """Store these, all or none, but those with a number that is not finite; what is known already stays."""
+        rows = (
+            (key, struct.pack(f"<{len(value)}d", *value))
+            for key, value in found.items()
+            if all(math.isfinite(number) for number in value)
+        )
+        with self._connect() as database:
+            database.execute("BEGIN IMMEDIATE")  # waits for its turn here, where nothing can be lost
+            database.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?)", rows)
+            database.execute("COMMIT")
+
+    @contextmanager
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        with closing(sqlite3.connect(self.path, timeout=TIMEOUT, isolation_level=None)) as database:
+            yield database
+
+
+def score_key(digest: str, aspect: str, prompt: Messages, *responses: str) -> bytes:
+    """32 bytes that tell the inputs of a score from all others, in the order in which they are given.
+
+    Args:
+        digest: of the reward.
+        responses: one, or those that a reward scores together.
+    """
+    turns = [part for message in prompt for part in (message["role"], message["content"])]
+    digester = hashlib.sha256()
+    for parts in ([digest, aspect], turns, responses):
+        digester.update(len(parts).to_bytes(8))
+        for part in parts:
+            data = part.encode("utf-8", "surrogatepass")
+            digester.update(len(data).to_bytes(8))
+            digester.update(data)
+    return digester.digest()
+
+
+class Cached:
+    """A reward that asks another one only for what is not in the cache, and stores what that one answers.
+
+    Equal responses to equal prompts are asked for once, and each response by itself, so that the other reward tells of
+    each whether it was truncated. Such rewards batch and share prompts over all that one call asks for.
+
+    Raises:
+        ValueError: the reward scores lists, so a response has no score of its own.
+    """
+
+    def __init__(self, reward: Reward, cache: ScoreCache) -> None:
+        if reward.is_listwise:
+            raise ValueError("a score that depends on the other responses cannot be kept by response")
+        self.reward, self.cache = reward, cache
+
+    is_listwise = False
+
+    @property
+    def digest(self) -> str:
+        return self.reward.digest
+
+    @property
+    def aspects(self) -> tuple[str, ...]:
+        return self.reward.aspects
+
+    def log_odds(self, aspect: str | None = None) -> float:
+        return self.reward.log_odds(aspect)
+
+    def score_prompts(self, prompts: Sequence[PromptedResponses], aspect: str | None = None) -> list[Scored]:
+        """The scores of all prompts' responses, computed now or before."""
+        found: list[Scored] = []
+        for start in range(0, len(prompts), NUM_PROMPTS):
+            found += self._score_chunk(prompts[start : start + NUM_PROMPTS], aspect)
+        return found
+
+    def _score_chunk(self, prompts: Sequence[PromptedResponses], aspect: str | None) -> list[Scored]:
+        keys = [[self._key(one, text, aspect) for text in one.responses] for one in prompts]
+        wanted = {
+            key: PromptedResponses(one.prompt, (text,), one.id)
+            for one, own in zip(prompts, keys, strict=True)
+            for key, text in zip(own, one.responses, strict=True)
+        }
+        known = self.cache.get(list(wanted))
+        if unknown := {key: one for key, one in wanted.items() if key not in known}:
+            answers = self.reward.score_prompts(list(unknown.values()), aspect)
+            computed = {
+                key: (answer.scores[0], float(answer.num_truncated))
+                for key, answer in zip(unknown, answers, strict=True)
+            }
+            self.cache.put(computed)
+            known |= computed
+        return [Scored([known[key][0] for key in own], sum(round(known[key][1]) for key in own)) for own in keys]
+
+    def _key(self, prompted: PromptedResponses, response: str, aspect: str | None) -> bytes:
+        """A reward of one aspect judges by it whatever it is asked for."""
+        name = self.aspects[0] if len(self.aspects) == 1 else aspect or ""
+        return score_key(self.digest, name, prompted.prompt, response)
