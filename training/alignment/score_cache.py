@@ -12,6 +12,7 @@ import hashlib
 import math
 import sqlite3
 import struct
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
@@ -41,7 +42,7 @@ class ScoreCache:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._connect() as database:
-            database.execute("PRAGMA journal_mode = WAL")
+            _use_log(database)
             database.execute(
                 "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
             )
@@ -73,6 +74,19 @@ class ScoreCache:
     def _connect(self) -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(self.path, timeout=TIMEOUT, isolation_level=None)) as database:
             yield database
+
+
+def _use_log(database: sqlite3.Connection) -> None:
+    """Where several processes begin with a new file, SQLite does not wait for its turn by itself."""
+    deadline = time.monotonic() + TIMEOUT
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def score_key(digest: str, aspect: str, prompt: Messages, *responses: str) -> bytes:
