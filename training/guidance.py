@@ -103,6 +103,8 @@ def scored_prompts(folder: Path, beat: Beat = lambda: None) -> Iterator[ScoredPr
     with (folder / PROMPTS).open(encoding="utf-8") as prompts, (folder / SCORES).open(encoding="utf-8") as scores:
         for prompt, scored in zip(map(json.loads, prompts), map(json.loads, scores), strict=True):
             beat()
+            if any(None in scores for scores in scored["scores"]):
+                continue  # a member could not score one: what they disagree about is not known
             responses = [response["id"] for response in prompt["responses"]]
             by_response = zip(*scored["scores"], strict=True)
             yield ScoredPrompt(int(prompt["id"]), dict(zip(responses, by_response, strict=True)))

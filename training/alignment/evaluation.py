@@ -4,8 +4,8 @@
 scores a file first. The prompts, not the pairs, are what an interval counts as independent; see `measures`.
 """
 
-import dataclasses
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +21,8 @@ from training.alignment.config import ConfigError, EvaluateConfig, split_names
 from training.alignment.losses import ranking_loss
 from training.alignment.measures import Bools, Clustered, Figure, Floats, Ints, clustered_interval
 from training.alignment.preferences import ANY, RankedResponses, read_rankings
+from training.alignment.reward import Reward, Scored, load_reward, score_cache
+from training.alignment.reward_model import CHUNK, RewardModel, join_processes, score_rankings
 from training.alignment.run_dir import RunDir, StopFlag, write_json
 
 SCORES, REPORT = ("scores.jsonl", "other_scores.jsonl"), "report.json"
@@ -29,14 +31,6 @@ NOT_TOLD = "not told"
 STRENGTHS = {1: "slightly", 2: "strongly"}
 LENGTH_BUCKETS = (0.1, 0.25, 0.5)
 LENGTH_BUCKET_NAMES = ("up to 10 %", "10 to 25 %", "25 to 50 %", "over 50 %")
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The scores of one ranking's responses, and how many of these lost something to the maximum length."""
-
-    scores: list[float]
-    num_truncated: int
 
 
 @dataclass(frozen=True)
@@ -429,26 +423,46 @@ def evaluate(config: EvaluateConfig, run_dir: RunDir, stop: StopFlag) -> dict[st
         ConfigError: the split holds no ranking.
         Interrupted: `stop` became true.
     """
-    from training.alignment.reward_model import join_processes  # noqa: PLC0415 -- it imports this module
-
     accelerator = join_processes()
     rankings = _read_chosen(config, run_dir)
     names = [config.reward_model, *filter(None, [config.other_reward_model])]
-    first, *others = [
+    judged = [
         _judge(config, run_dir, accelerator, rankings, stop, names=names, number=number) for number in range(len(names))
     ]
+    rankings, (first, *others), num_missing = leave_out_missing(rankings, [one.nats for one in judged])
     found = report(
         rankings,
-        first.nats,
-        temperature=first.temperatures,
-        num_truncated=first.num_truncated,
+        first,
+        temperature=judged[0].temperatures,
+        num_truncated=judged[0].num_truncated,
         name=config.reward_model,
-        other=OtherModel(names[1], others[0].nats, others[0].temperatures) if others else None,
+        other=OtherModel(names[1], others[0], judged[1].temperatures) if others else None,
         seed=config.seed,
     )
     if accelerator.is_main_process:
-        write_json(run_dir.path / REPORT, found)
-    return {**measure(rankings, first.nats, config.split), **headlines(found)}
+        write_json(run_dir.path / REPORT, {**found, "num_missing": num_missing})
+    return {**measure(rankings, first, config.split), **headlines(found), "num_missing": num_missing}
+
+
+def leave_out_missing(
+    rankings: Sequence[RankedResponses], scores: Sequence[Sequence[Sequence[float]]]
+) -> tuple[list[RankedResponses], list[list[list[float]]], int]:
+    """Rankings of those responses that every reward could score, their scores, and how many responses were left out.
+
+    Args:
+        scores: of each reward, (K,) for each ranking; nan where a response could not be scored.
+    """
+    kept: list[RankedResponses] = []
+    found: list[list[list[float]]] = [[] for _ in scores]
+    num_missing = 0
+    for number, ranked in enumerate(rankings):
+        own = np.array([one[number] for one in scores], dtype=np.float64)
+        places = np.flatnonzero(np.isfinite(own).all(axis=0)).tolist()
+        num_missing += len(ranked.responses) - len(places)
+        kept.append(ranked if len(places) == len(ranked.responses) else ranked.only(places))
+        for values, mine in zip(found, own[:, places].tolist(), strict=True):
+            values.append(mine)
+    return kept, found, num_missing
 
 
 def headlines(found: dict[str, Any]) -> dict[str, Any]:
@@ -506,10 +520,12 @@ def _judge(
     number: int,
 ) -> _Judged:
     """What the model of that number says, kept in its file of scores chunk by chunk."""
-    from training.alignment.reward_model import CHUNK, RewardModel, score_rankings  # noqa: PLC0415 -- as above
-
-    model = RewardModel.load(
-        run_dir.locate(names[number]), accelerator.device, config.max_length, config.max_tokens, aspect=config.aspect
+    reward = load_reward(
+        run_dir.locate(names[number]),
+        accelerator.device,
+        max_length=config.max_length,
+        max_tokens=config.max_tokens,
+        cache=score_cache(),
     )
     path = run_dir.path / SCORES[number]
     scored = list(_read_scores(path))
@@ -518,25 +534,36 @@ def _judge(
     accelerator.wait_for_everyone()  # all have read before one writes
     if accelerator.is_main_process:
         _write_scores(path, "w", rankings, scored)
-    for chunk in score_rankings(accelerator, model, rankings[len(scored) :], stop):
+    for chunk in score_rankings(accelerator, reward, rankings[len(scored) :], stop):
         if accelerator.is_main_process:
             _write_scores(path, "a", rankings[len(scored) :], chunk)
         scored += chunk
         if accelerator.is_main_process:
             progress = (number + len(scored) / len(rankings)) / len(names)
             run_dir.log(step=number * len(rankings) + len(scored), phase="score", progress=progress)
-    heads = [model.head_of(ranked.aspect) for ranked in rankings]
+    scales = [scale(reward, ranked.aspect) for ranked in rankings]
     return _Judged(
-        nats=[[model.stds[head] * score for score in one.scores] for head, one in zip(heads, scored, strict=True)],
-        temperatures=[model.temperatures[head] for head in heads],
+        nats=[[nats * score for score in one.scores] for (nats, _), one in zip(scales, scored, strict=True)],
+        temperatures=[temperature for _, temperature in scales],
         num_truncated=sum(one.num_truncated for one in scored),
     )
+
+
+def scale(reward: Reward, aspect: str | None = None) -> tuple[float, float]:
+    """Nats in a unit of score, and the temperature that turns nats into log-odds."""
+    model = getattr(reward, "reward", reward)  # what a cache stands before
+    if isinstance(model, RewardModel):
+        head = model.head_of(aspect)
+        return model.stds[head], model.temperatures[head]
+    return reward.log_odds(aspect), 1.0
 
 
 def _write_scores(path: Path, mode: str, rankings: Sequence[RankedResponses], scored: Sequence[Scored]) -> None:
     with path.open(mode, encoding="utf-8") as file:
         for ranked, one in zip(rankings, scored, strict=False):
-            file.write(json.dumps({"id": ranked.id, **dataclasses.asdict(one)}) + "\n")
+            scores = [score if math.isfinite(score) else None for score in one.scores]
+            line = {"id": ranked.id, "scores": scores, "num_truncated": one.num_truncated}
+            file.write(json.dumps(line if one.spread is None else {**line, "spread": one.spread}) + "\n")
 
 
 def _read_scores(path: Path) -> Iterator[Scored]:
@@ -544,4 +571,5 @@ def _read_scores(path: Path) -> Iterator[Scored]:
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
         if line.endswith("\n"):
             row = json.loads(line)
-            yield Scored(row["scores"], row["num_truncated"])
+            scores = [math.nan if score is None else score for score in row["scores"]]
+            yield Scored(scores, row["num_truncated"], row.get("spread"))

@@ -7,6 +7,7 @@ token stays text: nobody ends a turn or begins another by writing so into a prom
 The papers' *completion* is a `response` here.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,6 +60,17 @@ class RankedResponses:
     def is_decided(self) -> bool:
         """It puts at least one response above another."""
         return len(self.ranking) > 1
+
+    def only(self, places: Sequence[int]) -> "RankedResponses":
+        """The same judgment on some of the responses, in that order."""
+        number = {place: new for new, place in enumerate(places)}
+        ranking = (tuple(number[place] for place in group if place in number) for group in self.ranking)
+        return dataclasses.replace(
+            self,
+            responses=tuple(self.responses[place] for place in places),
+            ranking=tuple(group for group in ranking if group),
+            bad=tuple(number[place] for place in self.bad if place in number),
+        )
 
     def ordered_places(self) -> Iterator[tuple[int, int]]:
         """Positions of a better and a worse response, for each strictly ordered pair."""

@@ -34,8 +34,9 @@ from scipy.special import stdtrit
 
 from training.alignment.config import ConfigError, RejectionSamplingConfig, RewardModelConfig
 from training.alignment.generation import sample
-from training.alignment.preferences import Messages, read_rankings
-from training.alignment.reward_model import RewardModel, agree, join_processes
+from training.alignment.preferences import Messages, PromptedResponses, read_rankings
+from training.alignment.reward import load_reward, score_cache
+from training.alignment.reward_model import agree, join_processes
 from training.alignment.reward_training import train_reward_model
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag, write_whole
 from training.alignment.sft import Example, Stage, fine_tune, load_policy, read_examples
@@ -86,15 +87,15 @@ def run_rejection_sampling(config: RejectionSamplingConfig, run_dir: RunDir, sto
     return _Run(config, run_dir, stop, join_processes()).result()
 
 
-def best_of(responses: Sequence[str], rewards: Sequence[float], rng: random.Random) -> int:
-    """The place of the response with the highest reward; of several, one at random.
+def best_of(rewards: Sequence[float], rng: random.Random) -> int | None:
+    """The place of the highest reward, of several one at random; what has no reward cannot win, nor lose.
 
-    Raises:
-        ValueError: there is none, or a reward is not a number.
+    Args:
+        rewards: (K,), nan where a response could not be scored.
     """
-    if not responses or not all(map(math.isfinite, rewards)):
-        raise ValueError(f"no best response among {len(responses)} with rewards {list(rewards)}")
-    highest = max(rewards)
+    highest = max((reward for reward in rewards if math.isfinite(reward)), default=None)
+    if highest is None:
+        return None
     return rng.choice([place for place, reward in enumerate(rewards) if reward == highest])
 
 
@@ -219,26 +220,29 @@ class _Run:
             if self.accelerator.is_main_process:
                 _write_lines(path, self._best(candidates, rewards))
             self.accelerator.wait_for_everyone()
+        if path.stat().st_size == 0:
+            raise ConfigError("reward_model: it could score none of the responses")
         return list(read_examples(path))
 
     def _best(
         self, candidates: Sequence[tuple[Messages, list[str]]], rewards: Sequence[list[float]]
     ) -> Iterator[dict[str, Any]]:
         for (prompt, responses), own in zip(candidates, rewards, strict=True):
-            place = best_of(responses, own, random.Random(f"{self.config.seed} {_key(prompt)}"))
-            yield {"prompt": prompt, "completion": responses[place], "reward": own[place]}
+            place = best_of(own, random.Random(f"{self.config.seed} {_key(prompt)}"))
+            if place is not None:
+                yield {"prompt": prompt, "completion": responses[place], "reward": own[place]}
 
     def _score(self, folder: str, candidates: Sequence[tuple[Messages, list[str]]], stage: Stage) -> list[list[float]]:
-        """The rewards of each prompt's responses."""
-        model = RewardModel.load(folder, self.accelerator.device)
-        pairs = [(prompt, response) for prompt, responses in candidates for response in responses]
-        scores: list[float] = []
-        for start in range(0, len(pairs), SCORED_TOGETHER):
+        """The rewards of each prompt's responses; nan where there is none to be had."""
+        reward = load_reward(folder, self.accelerator.device, cache=score_cache())
+        prompts = [PromptedResponses(prompt, tuple(responses)) for prompt, responses in candidates]
+        found: list[list[float]] = []
+        at_once = max(1, SCORED_TOGETHER // max(1, self.config.num_samples))
+        for start in range(0, len(prompts), at_once):
             self._leave_if_asked()
-            scores += model.score(pairs[start : start + SCORED_TOGETHER])
-            self._log(stage, len(scores) / len(pairs), len(scores))
-        remaining = iter(scores)
-        return [[next(remaining) for _ in responses] for _, responses in candidates]
+            found += [scored.scores for scored in reward.score_prompts(prompts[start : start + at_once])]
+            self._log(stage, len(found) / len(prompts), len(found))
+        return found
 
     def _fine_tune(self, winners: Sequence[Example]) -> dict[str, Any]:
         path = self.run_dir.path / "fine_tuning.json"
@@ -305,20 +309,23 @@ class _Run:
         ]
 
     def _grade(self, responses: Sequence[Sequence[Sampled]], held_out_folder: str) -> list[list[Graded]]:
-        """Both reward models' verdicts on both policies' responses, which are also written for people to read."""
-        candidates = [(item.prompt, item.responses) for sampled in responses for item in sampled]
-        rewards = self._score(self.run_dir.locate(self.config.reward_model), candidates, _part(COMPARE, 2, 4))
-        held_out = self._score(held_out_folder, candidates, _part(COMPARE, 3, 4))
-        graded = [
-            Graded(prompt, texts, own, other)
-            for (prompt, texts), own, other in zip(candidates, rewards, held_out, strict=True)
-        ]
-        half = len(self.held_out_prompts)
-        before, after = graded[:half], graded[half:]
+        """Both rewards' verdicts on both policies' responses, which are also written for people to read.
+
+        Responses to a prompt are scored together, before beside after, as rewards that compare them must.
+        """
+        before, after = responses
+        pairs = [(old.prompt, old.responses + new.responses) for old, new in zip(before, after, strict=True)]
+        rewards = self._score(self.run_dir.locate(self.config.reward_model), pairs, _part(COMPARE, 2, 4))
+        held_out = self._score(held_out_folder, pairs, _part(COMPARE, 3, 4))
+        graded: list[list[Graded]] = [[], []]
+        for (prompt, texts), own, other in zip(pairs, rewards, held_out, strict=True):
+            half = self.num_compared
+            graded[0].append(Graded(prompt, texts[:half], own[:half], other[:half]))
+            graded[1].append(Graded(prompt, texts[half:], own[half:], other[half:]))
         if self.accelerator.is_main_process:
-            for name, items in (("before", before), ("after", after)):
+            for name, items in zip(("before", "after"), graded, strict=True):
                 _write_lines(self.run_dir.path / f"samples_{name}.jsonl", _rows(items))
-        return [before, after]
+        return graded
 
     def _leave_if_asked(self) -> None:
         if agree(self.accelerator, self.stop()):
@@ -330,7 +337,15 @@ class _Run:
 
 
 def _comparison(name: str, before: Sequence[list[float]], after: Sequence[list[float]]) -> dict[str, Any]:
-    means_before, means_after = [fmean(own) for own in before], [fmean(own) for own in after]
+    """Means over prompts, of those that have rewards before and after."""
+    means = [
+        (fmean(old), fmean(new))
+        for old, new in ((_known(old), _known(new)) for old, new in zip(before, after, strict=True))
+        if old and new
+    ]
+    if not means:
+        raise ConfigError(f"{name}_model: could score none of the responses that are compared")
+    means_before, means_after = map(list, zip(*means, strict=True))
     gain, interval = paired_gain(means_before, means_after)
     return {
         f"{name}_before": fmean(means_before),
@@ -340,10 +355,19 @@ def _comparison(name: str, before: Sequence[list[float]], after: Sequence[list[f
     }
 
 
+def _known(rewards: Sequence[float]) -> list[float]:
+    return [reward for reward in rewards if math.isfinite(reward)]
+
+
 def _rows(items: Iterable[Graded]) -> Iterator[dict[str, Any]]:
     for item in items:
         for response, reward, other in zip(item.responses, item.rewards, item.held_out_rewards, strict=True):
-            yield {"prompt": item.prompt, "response": response, "reward": reward, "held_out_reward": other}
+            yield {
+                "prompt": item.prompt,
+                "response": response,
+                "reward": reward if math.isfinite(reward) else None,
+                "held_out_reward": other if math.isfinite(other) else None,
+            }
 
 
 def _drawn(prompts: list[Messages], wanted: int, rng: random.Random) -> list[Messages]:

@@ -9,8 +9,10 @@ These are fixed after training, and so leave true differences as they are.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -24,14 +26,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from training.alignment.batching import budget
 from training.alignment.config import ConfigError
-from training.alignment.evaluation import Scored
 from training.alignment.packing import Packing, build_row, parts, plan
-from training.alignment.preferences import Messages, RankedResponses, Scorable, encode_to_score
+from training.alignment.preferences import Messages, PromptedResponses, RankedResponses, Scorable, encode_to_score
 from training.alignment.products import allow_fast_products
+from training.alignment.reward import OVERALL, Reward, Scored
 from training.alignment.reward_net import RewardNet, fit_length, load_classifier
 from training.alignment.run_dir import Interrupted, StopFlag
 
-OVERALL = "overall"
 MAX_LENGTH, MAX_TOKENS = 1024, 16384
 CHUNK = 256
 STREAM_CHUNK = 2048
@@ -108,6 +109,21 @@ class RewardModel:
         usual = OVERALL if OVERALL in loaded.aspects else None
         return dataclasses.replace(loaded, head=loaded.head_of(aspect or usual))
 
+    is_listwise = False
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the weights, the tokenizer and all else that a score depends on, wherever it was loaded from."""
+        found = hashlib.sha256()
+        told = (self.max_length, self.aspects, self.means, self.stds, self.head)
+        for part in (repr(told), self.tokenizer.chat_template or "", self.net.model.config.model_type):
+            found.update(f"{len(part)} {part}".encode())
+        found.update(self.tokenizer.backend_tokenizer.to_str().encode())
+        for name, weight in sorted(self.net.model.state_dict().items()):
+            found.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            found.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return found.hexdigest()
+
     @property
     def mean(self) -> float:
         return self.means[self.head]
@@ -132,6 +148,28 @@ class RewardModel:
         if aspect not in self.aspects:
             raise ConfigError(f"aspect: the reward model scores {', '.join(self.aspects)}, not {aspect}")
         return self.aspects.index(aspect)
+
+    def log_odds(self, aspect: str | None = None) -> float:
+        """What a unit of score is worth: P(one before other) = sigmoid(log_odds * (score - score'))."""
+        head = self.head_of(aspect)
+        return self.stds[head] / self.temperatures[head]
+
+    def score_prompts(self, prompts: Sequence[PromptedResponses], aspect: str | None = None) -> list[Scored]:
+        """The scores of all prompts' responses."""
+        return self.score_aspects(prompts, [aspect] * len(prompts))
+
+    def score_aspects(self, prompts: Sequence[PromptedResponses], aspects: Sequence[str | None]) -> list[Scored]:
+        """The scores of all prompts' responses, each prompt's by the head of its own aspect."""
+        encoded = self.encode_all([(one.prompt, text) for one in prompts for text in one.responses])
+        rewards = self.rewards(encoded)
+        found: list[Scored] = []
+        start = 0
+        for one, aspect in zip(prompts, aspects, strict=True):
+            own, head = slice(start, start + len(one.responses)), self.head_of(aspect)
+            scores = (rewards[own, head].astype(float) - self.means[head]) / self.stds[head]
+            found.append(Scored(scores.tolist(), sum(text.is_truncated for text in encoded[own])))
+            start = own.stop
+        return found
 
     def score(self, pairs: Iterable[tuple[Messages, str]], aspect: str | None = None) -> list[float]:
         """The score of each response to its prompt, (messages, text), whatever else is scored along with it."""
@@ -180,12 +218,12 @@ def _numbers(config: Any, name: str, default: float) -> tuple[float, ...]:
 
 def score_rankings(
     accelerator: Accelerator,
-    model: RewardModel,
+    reward: Reward,
     rankings: Sequence[RankedResponses],
     stop: StopFlag,
     is_divided: bool = True,
 ) -> Iterator[list[Scored]]:
-    """The scores of all rankings' responses, each by the head of the ranking's aspect, a chunk of rankings at a time.
+    """The scores of all rankings' responses, each as to the ranking's aspect, a chunk of rankings at a time.
 
     Args:
         is_divided: each process takes its share; otherwise all do everything together, as sharded models must.
@@ -198,24 +236,23 @@ def score_rankings(
             raise Interrupted(f"stopped after scoring {start} of {len(rankings)} rankings")
         chunk = rankings[start : start + CHUNK]
         if accelerator.num_processes == 1 or not is_divided:
-            yield _score_chunk(model, chunk)
+            yield _score_chunk(reward, chunk)
             continue
-        mine = _score_chunk(model, chunk[accelerator.process_index :: accelerator.num_processes])
+        mine = _score_chunk(reward, chunk[accelerator.process_index :: accelerator.num_processes])
         shares = gather_object([mine])
         yield [shares[place % len(shares)][place // len(shares)] for place in range(len(chunk))]
 
 
-def _score_chunk(model: RewardModel, rankings: Sequence[RankedResponses]) -> list[Scored]:
-    encoded = model.encode_all([(ranked.prompt, text) for ranked in rankings for text in ranked.responses])
-    rewards = model.rewards(encoded)
-    found: list[Scored] = []
-    start = 0
-    for ranked in rankings:
-        own, head = slice(start, start + len(ranked.responses)), model.head_of(ranked.aspect)
-        scores = (rewards[own, head].astype(float) - model.means[head]) / model.stds[head]
-        found.append(Scored(scores.tolist(), sum(one.is_truncated for one in encoded[own])))
-        start = own.stop
-    return found
+def _score_chunk(reward: Reward, rankings: Sequence[RankedResponses]) -> list[Scored]:
+    prompts = [PromptedResponses(ranked.prompt, ranked.responses, ranked.id) for ranked in rankings]
+    if isinstance(reward, RewardModel):  # computes all heads at once
+        return reward.score_aspects(prompts, [ranked.aspect for ranked in rankings])
+    found: dict[int, Scored] = {}
+    for aspect in dict.fromkeys(ranked.aspect for ranked in rankings):
+        places = [place for place, ranked in enumerate(rankings) if ranked.aspect == aspect]
+        scored = reward.score_prompts([prompts[place] for place in places], aspect)
+        found.update(zip(places, scored, strict=True))
+    return [found[place] for place in range(len(rankings))]
 
 
 def join_processes() -> Accelerator:

@@ -2,23 +2,25 @@
 
     responses file    a line for each prompt: {"prompt": messages or text, "responses": […]} or {"prompt", "response"};
                       a preference set is such a file
-    scores.jsonl      a line for each: {"id", "scores", "num_truncated"}, and "aspects" where there are several heads
+    scores.jsonl      a line for each: {"id", "scores", "num_truncated"}, "aspects" where there are several heads, and
+                      "spread" between a combiner's members; null where a response could not be scored
 
 A prompt is computed once for all responses of its line. A run that was stopped goes on after the last whole chunk.
 """
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate.utils import gather_object
 
 from training.alignment.config import ConfigError, ScoreConfig
 from training.alignment.preferences import PromptedResponses, read_responses
+from training.alignment.reward import OVERALL, Reward, Scored, load_reward, score_cache
 from training.alignment.reward_model import CHUNK, RewardModel, agree, join_processes
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag, whole_lines
 
@@ -37,8 +39,12 @@ def score_responses(config: ScoreConfig, run_dir: RunDir, stop: StopFlag) -> dic
     """
     accelerator = join_processes()
     source, target = run_dir.resolve(config.responses), run_dir.path / SCORES
-    model = RewardModel.load(
-        run_dir.locate(config.reward_model), accelerator.device, config.max_length, config.max_tokens
+    reward = load_reward(
+        run_dir.locate(config.reward_model),
+        accelerator.device,
+        max_length=config.max_length,
+        max_tokens=config.max_tokens,
+        cache=score_cache(),
     )
     num_prompts = sum(1 for _ in read_responses(source))  # and every line is known to be in order
     if num_prompts == 0:
@@ -49,7 +55,7 @@ def score_responses(config: ScoreConfig, run_dir: RunDir, stop: StopFlag) -> dic
     while chunk := list(islice(rows, CHUNK)):
         if agree(accelerator, stop()):
             raise Interrupted(f"stopped after scoring {done} of {num_prompts} prompts")
-        mine = _score(model, chunk[accelerator.process_index :: accelerator.num_processes])
+        mine = _score(reward, chunk[accelerator.process_index :: accelerator.num_processes])
         shares = gather_object([mine]) if accelerator.num_processes > 1 else [mine]
         lines = [shares[place % len(shares)][place // len(shares)] for place in range(len(chunk))]
         done += len(chunk)
@@ -60,20 +66,35 @@ def score_responses(config: ScoreConfig, run_dir: RunDir, stop: StopFlag) -> dic
     return _counts(target) if accelerator.is_main_process else {}
 
 
-def _score(model: RewardModel, rows: Sequence[PromptedResponses]) -> list[dict[str, Any]]:
-    encoded = model.encode_all([(row.prompt, text) for row in rows for text in row.responses])
-    rewards = model.rewards(encoded).astype(float)
-    scores = (rewards - np.array(model.means)) / np.array(model.stds)
-    found: list[dict[str, Any]] = []
-    start = 0
-    for row in rows:
-        own = slice(start, start + len(row.responses))
-        told: dict[str, Any] = {"id": row.id, "scores": scores[own, model.head].tolist()}
-        if len(model.aspects) > 1:
-            told["aspects"] = {aspect: scores[own, head].tolist() for head, aspect in enumerate(model.aspects)}
-        found.append({**told, "num_truncated": sum(one.is_truncated for one in encoded[own])})
-        start = own.stop
+def _score(reward: Reward, rows: Sequence[PromptedResponses]) -> list[dict[str, Any]]:
+    by_aspect = _by_aspect(reward, rows)
+    usual = OVERALL if OVERALL in by_aspect else reward.aspects[0]
+    found = []
+    for number, row in enumerate(rows):
+        own = by_aspect[usual][number]
+        told: dict[str, Any] = {"id": row.id, "scores": _told(own.scores)}
+        if len(by_aspect) > 1:
+            told["aspects"] = {aspect: _told(scored[number].scores) for aspect, scored in by_aspect.items()}
+        if own.spread is not None:
+            told["spread"] = _told(own.spread)
+        found.append({**told, "num_truncated": own.num_truncated})
     return found
+
+
+def _by_aspect(reward: Reward, rows: Sequence[PromptedResponses]) -> dict[str, list[Scored]]:
+    if len(reward.aspects) == 1:
+        return {reward.aspects[0]: reward.score_prompts(rows)}
+    model = getattr(reward, "reward", reward)  # what a cache stands before
+    if not isinstance(model, RewardModel):
+        return {aspect: reward.score_prompts(rows, aspect) for aspect in reward.aspects}
+    scored = iter(model.score_aspects([row for row in rows for _ in reward.aspects], [*reward.aspects] * len(rows)))
+    by_row = [[next(scored) for _ in reward.aspects] for _ in rows]  # one pass: equal texts are computed once
+    return dict(zip(reward.aspects, map(list, zip(*by_row, strict=True)), strict=True))
+
+
+def _told(scores: Sequence[float]) -> list[float | None]:
+    """As JSON takes them: null where there is none."""
+    return [score if math.isfinite(score) else None for score in scores]
 
 
 def _resume(target: Path, is_main: bool) -> int:

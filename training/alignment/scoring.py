@@ -8,8 +8,8 @@ One member is in memory at a time, and prompts pass through in chunks, so memory
 members nor with that of prompts. A run that was stopped goes on after the last whole chunk of the member it was at.
 """
 
-import dataclasses
 import json
+import math
 import os
 from contextlib import ExitStack
 from itertools import islice
@@ -19,9 +19,10 @@ from typing import Any
 from accelerate import Accelerator
 
 from training.alignment.config import ConfigError, ScoreComparisonsConfig
-from training.alignment.evaluation import Scored
+from training.alignment.evaluation import scale
 from training.alignment.preferences import read_rankings
-from training.alignment.reward_model import CHUNK, OVERALL, RewardModel, join_processes, score_rankings
+from training.alignment.reward import Scored, load_reward, score_cache
+from training.alignment.reward_model import CHUNK, join_processes, score_rankings
 from training.alignment.run_dir import RunDir, StopFlag, whole_lines
 
 PROMPTS, SCORES = "prompts.jsonl", "scores.jsonl"
@@ -61,17 +62,19 @@ class _Member:
         done = self._resume()
         if done == self.num_prompts:
             return
-        model = RewardModel.load(
+        reward = load_reward(
             self.run_dir.locate(self.config.members[self.number]),
             self.accelerator.device,
-            self.config.max_length,
-            self.config.max_tokens,
+            max_length=self.config.max_length,
+            max_tokens=self.config.max_tokens,
+            cache=score_cache(),
         )
+        nats, _ = scale(reward)
         prompts = islice(read_rankings(self.run_dir.path / PROMPTS), done, None)
         while chunk := list(islice(prompts, CHUNK)):
-            for scored in score_rankings(self.accelerator, model, chunk, stop):
+            for scored in score_rankings(self.accelerator, reward, chunk, stop):
                 done += len(chunk)
-                self._keep(scored, model.stds[model.head_of(OVERALL)], done)
+                self._keep(scored, nats, done)
 
     def _resume(self) -> int:
         """How many prompts are scored already; what comes after the last whole chunk is cut off."""
@@ -82,13 +85,13 @@ class _Member:
         self.accelerator.wait_for_everyone()
         return num_lines
 
-    def _keep(self, scored: list[Scored], std: float, done: int) -> None:
+    def _keep(self, scored: list[Scored], nats: float, done: int) -> None:
         if not self.accelerator.is_main_process:
             return
         with self.path.open("a", encoding="utf-8") as file:
             for one in scored:
-                in_nats = dataclasses.replace(one, scores=[std * score for score in one.scores])
-                file.write(json.dumps(dataclasses.asdict(in_nats)) + "\n")
+                scores = [nats * score if math.isfinite(score) else None for score in one.scores]
+                file.write(json.dumps({"scores": scores, "num_truncated": one.num_truncated}) + "\n")
         progress = (self.number + done / self.num_prompts) / len(self.config.members)
         step = self.number * self.num_prompts + done
         self.run_dir.log(step=step, phase="score", progress=progress, member=self.number)
