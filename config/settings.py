@@ -199,6 +199,8 @@ LOGGING = {
 # Runs (see training/launch.py)
 RUNS_DIR = HOME / "runs"
 PREFERENCE_SETS_DIR = HOME / "preference_sets"
+MEMBERS_DIR = HOME / "members"
+SCORE_CACHE = HOME / "scores.sqlite3"  # what members have scored, for all runs
 RUN_HEARTBEAT_SECONDS = 2
 RUN_STALE_SECONDS = 30
 RUN_MAX_ATTEMPTS = 3

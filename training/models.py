@@ -1,4 +1,4 @@
-"""Preference sets and training runs.
+"""Preference sets, training runs and members.
 
 A run's row is the truth; a Celery message only wakes a worker. See `training.services` for the one transition
 function and `training.launch` for the process behind a run.
@@ -75,6 +75,9 @@ class TrainingRun(models.Model):
         REJECTION_SAMPLING = "rejection_sampling", "Rejection sampling"
         SFT = "sft", "Supervised fine-tuning"
         SCORE_COMPARISONS = "score_comparisons", "Guidance of annotation"
+        COMBINE = "combine", "Combination of rewards"
+        AVERAGE_WEIGHTS = "average_weights", "Weight average"
+        PREVIEW_JUDGE = "preview_judge", "Preview of a judge"
 
     class Status(models.TextChoices):
         QUEUED = "queued"
@@ -180,3 +183,69 @@ class Metric(models.Model):
 
     def __str__(self) -> str:
         return f"{self.run_id}:{self.line}"
+
+
+class MemberQuerySet(models.QuerySet["Member"]):
+    def for_user(self, user: AbstractBaseUser | AnonymousUser) -> Self:
+        """Members of projects that this user sees, and those of none."""
+        return self.filter(Q(project__isnull=True) | Q(project__in=Project.objects.for_user(user)))
+
+    def active(self) -> Self:
+        return self.filter(is_active=True)
+
+
+class Member(models.Model):
+    """A registered reward: what `member.json` in `path` says, under a name. Never changed, but it can be retired."""
+
+    class Kind(models.TextChoices):
+        REWARD_MODEL = "reward_model", "Reward model"
+        JUDGE = "judge", "Judge"
+        SERVED_JUDGE = "served_judge", "Judge on a server"
+        IMPLICIT = "implicit", "Implicit reward"
+        LENGTH = "length", "Rule of length"
+        REPETITION = "repetition", "Rule of repetition"
+        FORMAT = "format", "Rule of form"
+        WORDS = "words", "Words"
+
+    name = models.CharField(max_length=100)
+    project = models.ForeignKey(
+        Project,
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="reward_members",
+        help_text="None: it can be used with every project.",
+    )
+    kind = models.CharField(max_length=30, choices=Kind, editable=False)
+    aspect = models.CharField(max_length=100, editable=False)
+    config: Any = models.JSONField(editable=False, help_text="Fields of the dataclass in alignment.member_config.")
+    digest = models.CharField(max_length=64, editable=False)
+    is_active = models.BooleanField(default=True, help_text="A retired member is offered no more.")
+    created_at = models.DateTimeField(auto_now_add=True)
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, editable=False, on_delete=models.SET_NULL
+    )
+
+    objects = MemberQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-id",)
+        constraints = (
+            models.UniqueConstraint(fields=("project", "name"), name="member_name_once"),
+            models.UniqueConstraint(
+                fields=("name",), condition=Q(project__isnull=True), name="member_name_once_without_project"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.project}/{self.name}" if self.project else self.name
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        if not self._state.adding:
+            raise TypeError("A member never changes; make another one.")
+        super().save(*args, **kwargs)
+
+    @property
+    def path(self) -> Path:
+        """Its folder: content-addressed, so equal members share one."""
+        return Path(settings.MEMBERS_DIR) / self.digest
