@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from django.db import connection, transaction
-from django.db.models import Count, Exists, OuterRef
+from django.db.models import Count, Exists, F, Max, OuterRef
 
 from annotate.identity import comparison_digest
 from annotate.insert import insert
@@ -35,9 +35,23 @@ class ScoredPrompt:
 
 
 @dataclass(frozen=True)
-class _Pair:
+class Pair:
+    """Two responses to one prompt, by their ids."""
+
     prompt: int
     responses: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What became of pairs that somebody wants judged; each counts once.
+
+    New comparisons, old ones that had all their judgments and now take one more, and those that were open anyway.
+    """
+
+    num_new: int
+    num_further: int
+    num_open: int
 
 
 def prompts_to_score(project: Project, *, is_only_open: bool = True) -> Iterator[dict[str, Any]]:
@@ -142,7 +156,7 @@ def propose_pairs(
     Raises:
         ValueError: as `accept_scores`.
     """
-    pairs: list[_Pair] = []
+    pairs: list[Pair] = []
     candidates: list[Candidates] = []
     generator = np.random.default_rng(seed)
     for batch in _batches(scores, PROMPTS_AT_ONCE):
@@ -156,16 +170,17 @@ def propose_pairs(
     if not pairs:
         return 0
     order = asking_order(candidates[0], generator, num_diverse=number)
-    return sum(_ask(project, chunk) for chunk in _batches((pairs[place] for place in order[:number]), ROWS_AT_ONCE))
+    chosen = (pairs[place] for place in order[:number])
+    return sum(_make(project, _by_digest(chunk)) for chunk in _batches(chosen, ROWS_AT_ONCE))
 
 
-def _pairs(scored: ScoredPrompt) -> Iterator[_Pair]:
+def _pairs(scored: ScoredPrompt) -> Iterator[Pair]:
     responses = sorted(scored.scores)
     for first, second in pairs_of(len(responses)):
-        yield _Pair(scored.prompt, (responses[first], responses[second]))
+        yield Pair(scored.prompt, (responses[first], responses[second]))
 
 
-def _scores_of(pairs: list[_Pair], scored: ScoredPrompt) -> np.ndarray:
+def _scores_of(pairs: list[Pair], scored: ScoredPrompt) -> np.ndarray:
     """(M, N, 2)"""
     return np.array([[scored.scores[response] for response in pair.responses] for pair in pairs]).transpose(2, 0, 1)
 
@@ -181,7 +196,7 @@ def _compared(batch: list[ScoredPrompt]) -> set[tuple[int, ...]]:
     return {tuple(sorted(own)) for own in responses.values()}
 
 
-def _best(pairs: list[_Pair], candidates: list[Candidates], number: int) -> tuple[list[_Pair], list[Candidates]]:
+def _best(pairs: list[Pair], candidates: list[Candidates], number: int) -> tuple[list[Pair], list[Candidates]]:
     """Those of highest value, as one: memory does not grow with the number of prompts."""
     if not pairs:
         return pairs, candidates
@@ -193,15 +208,36 @@ def _best(pairs: list[_Pair], candidates: list[Candidates], number: int) -> tupl
 
 
 @transaction.atomic
-def _ask(project: Project, pairs: list[_Pair]) -> int:
-    """Store comparisons of these pairs, except those that somebody has made meanwhile."""
+def ask_first(*, project: Project, pairs: Sequence[Pair]) -> Asked:
+    """Put these pairs before annotators next, in this order; the same pairs again find them open and add nothing.
+
+    A pair whose answer is known stands outside the queue and stays there. Whoever has judged a pair is not asked again.
+    """
+    wanted = _by_digest(pairs)
+    num_new = _make(project, wanted)
+    own = Comparison.objects.filter(project=project, digest__in=wanted, is_gold=False, gold=None)
+    num_further = own.filter(num_taken__gte=F("num_wanted")).update(num_wanted=F("num_taken") + 1)
+    found = dict(own.values_list("digest", "pk"))
+    order = [found[digest] for digest in wanted if digest in found]
+    highest = Comparison.objects.filter(OPEN, project=project).aggregate(found=Max("priority"))["found"] or 0.0
+    _write({pk: highest + len(order) - place for place, pk in enumerate(order)})
+    return Asked(num_new, num_further, num_open=len(order) - num_new - num_further)
+
+
+def _by_digest(pairs: Sequence[Pair]) -> dict[str, Pair]:
+    """Pairs by the digest that their comparison has."""
     prompt_digests = dict(Prompt.objects.filter(pk__in={pair.prompt for pair in pairs}).values_list("pk", "digest"))
     responses = {response for pair in pairs for response in pair.responses}
     digests = dict(Response.objects.filter(pk__in=responses).values_list("pk", "digest"))
-    wanted = {
+    return {
         comparison_digest(prompt_digests[pair.prompt], [digests[response] for response in pair.responses]): pair
         for pair in pairs
     }
+
+
+@transaction.atomic
+def _make(project: Project, wanted: dict[str, Pair]) -> int:
+    """Store those comparisons that are not there yet; return how many."""
     there = set(Comparison.objects.filter(project=project, digest__in=wanted).values_list("digest", flat=True))
     new = {digest: pair for digest, pair in wanted.items() if digest not in there}
     rows = [(project.pk, pair.prompt, digest, 2, project.overlap) for digest, pair in new.items()]

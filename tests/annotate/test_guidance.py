@@ -3,8 +3,8 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from annotate import guidance
-from annotate.guidance import ScoredPrompt, accept_scores, prompts_to_score, propose_pairs
-from annotate.models import Comparison, Option, Project
+from annotate.guidance import Asked, Pair, ScoredPrompt, accept_scores, ask_first, prompts_to_score, propose_pairs
+from annotate.models import OPEN, Comparison, Option, Project
 from tests.factories import make_comparison, make_judgment, make_lease, make_project, make_prompt, response_ids
 
 pytestmark = pytest.mark.django_db
@@ -233,3 +233,72 @@ def test_propose_pairs_keeps_the_best_of_many_prompts(monkeypatch):
     assert propose_pairs(project=project, scores=iter(scores), number=2) == 2
     assert set(Comparison.objects.filter(num_responses=2).values_list("prompt", flat=True)) == {lists[1].prompt_id}
     assert propose_pairs(project=project, scores=iter([]), number=2) == 0
+
+
+# Pairs that somebody wants judged
+
+
+def pair_of(comparison, *places):
+    ids = response_ids(comparison)
+    return Pair(comparison.prompt_id, (ids[places[0]], ids[places[1]]))
+
+
+def asked_first(project):
+    """Comparisons with a free place in the order in which they are asked, by the texts of their responses."""
+    in_order = Comparison.objects.filter(OPEN, project=project).order_by("-priority", "pk")
+    return [tuple(one.options.values_list("response__content", flat=True)) for one in in_order]
+
+
+def test_ask_first_makes_pairs_takes_further_judgments_and_puts_them_before_all_others():
+    project = make_project()
+    make_comparison(project=project, contents=("most", "informative"), priority=0.9)
+    judged = make_judgment(comparison=make_comparison(project=project, contents=("judged", "before"))).comparison
+    listed = make_judgment(comparison=make_comparison(project=project, contents=("a", "b", "c"))).comparison
+    waiting = make_comparison(project=project, contents=("still", "waiting"))
+    pairs = [pair_of(judged, 1, 0), pair_of(listed, 0, 2), pair_of(waiting, 0, 1)]
+
+    asked = ask_first(project=project, pairs=pairs)
+
+    assert asked == Asked(num_new=1, num_further=1, num_open=1)
+    assert asked_first(project) == [("judged", "before"), ("a", "c"), ("still", "waiting"), ("most", "informative")]
+    judged.refresh_from_db()
+    assert (judged.num_taken, judged.num_wanted) == (1, 2)
+
+
+def test_ask_first_asked_twice_adds_nothing():
+    project = make_project()
+    judged = make_judgment(comparison=make_comparison(project=project)).comparison
+    listed = make_judgment(comparison=make_comparison(project=project, k=3)).comparison
+    pairs = [pair_of(judged, 0, 1), pair_of(listed, 0, 2)]
+    ask_first(project=project, pairs=pairs)
+    before = asked_first(project)
+
+    again = ask_first(project=project, pairs=pairs)
+
+    assert again == Asked(num_new=0, num_further=0, num_open=2)
+    assert asked_first(project) == before
+    judged.refresh_from_db()
+    assert (judged.num_wanted, Comparison.objects.count()) == (2, 3)
+
+
+def test_ask_first_leaves_known_answers_and_other_projects_alone():
+    project = make_project()
+    gold = make_comparison(project=project, is_gold=True, num_wanted=1000)
+
+    assert ask_first(project=project, pairs=[pair_of(gold, 0, 1)]) == Asked(0, 0, 0)
+    assert ask_first(project=project, pairs=[]) == Asked(0, 0, 0)
+    gold.refresh_from_db()
+    assert (gold.priority, gold.num_wanted) == (0, 1000)
+
+
+def test_ask_first_asks_the_database_no_more_for_three_pairs():
+    project = make_project()
+    pairs = [pair_of(make_judgment(comparison=make_comparison(project=project)).comparison, 0, 1) for _ in range(4)]
+
+    numbers = []
+    for some in (pairs[:1], pairs[1:]):
+        with CaptureQueriesContext(connection) as queries:
+            ask_first(project=project, pairs=some)
+        numbers.append(len(queries))
+
+    assert numbers[0] == numbers[1]
