@@ -1,4 +1,4 @@
-"""Preference sets, training runs and members.
+"""Preference sets, training runs, members, and which reward model is a project's current one.
 
 A run's row is the truth; a Celery message only wakes a worker. See `training.services` for the one transition
 function and `training.launch` for the process behind a run.
@@ -249,3 +249,65 @@ class Member(models.Model):
     def path(self) -> Path:
         """Its folder: content-addressed, so equal members share one."""
         return Path(settings.MEMBERS_DIR) / self.digest
+
+
+class PromotionQuerySet(models.QuerySet["Promotion"]):
+    def for_user(self, user: AbstractBaseUser | AnonymousUser) -> Self:
+        return self.filter(project__in=Project.objects.for_user(user))
+
+
+class Promotion(models.Model):
+    """A reward model's becoming the current one of its project, in place of the one promoted before. Never changed.
+
+    The promotions of a project are a chain: there is one first, and one that follows each, so that of two people who
+    promote at once only one can have been compared with the current reward model.
+    """
+
+    project = models.ForeignKey(Project, on_delete=models.PROTECT, related_name="promotions")
+    run = models.ForeignKey(
+        TrainingRun, on_delete=models.PROTECT, related_name="promotions", help_text="Which made the reward model."
+    )
+    previous = models.OneToOneField(
+        "self", null=True, blank=True, on_delete=models.PROTECT, related_name="next", help_text="None: the first one."
+    )
+    preference_set = models.ForeignKey(
+        PreferenceSet,
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+        help_text="Whose held-out judgments the test is on; none where there was no test.",
+    )
+    test: Any = models.JSONField(help_text="Fields of promotion_queries.Test; empty where there was none.")
+    is_overruled = models.BooleanField(default=False, help_text="Promoted although the test did not allow it.")
+    reason = models.TextField(blank=True, max_length=2000)
+    created_at = models.DateTimeField(auto_now_add=True)
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, editable=False, on_delete=models.SET_NULL, related_name="+"
+    )
+
+    objects = PromotionQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-id",)
+        constraints = (
+            models.UniqueConstraint(
+                fields=("project",), condition=Q(previous__isnull=True), name="promotion_first_once"
+            ),
+            models.CheckConstraint(
+                condition=Q(is_overruled=False) | ~Q(reason=""), name="promotion_overruled_has_reason"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.project}: {self.run}"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        if not self._state.adding:
+            raise TypeError("A promotion never changes; promote another run.")
+        super().save(*args, **kwargs)
+
+    @property
+    def incumbent(self) -> TrainingRun | None:
+        """Whose place it took."""
+        return self.previous.run if self.previous else None
