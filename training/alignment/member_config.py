@@ -1,8 +1,9 @@
 """What a member is: one frozen dataclass per kind of reward that is no trained model by itself.
 
-Standard library only, so that the web process can show and check one without loading torch. A member is a folder with
-`member.json` in it: {"kind": "judge", …the fields}. Paths in it are absolute or relative to that folder. Wherever a
-reward model is asked for, such a folder will do: see `training.alignment.reward`.
+Standard library only, and RE2 where there is an expression to check, so that the web process can show and check one
+without loading torch. A member is a folder with `member.json` in it: {"kind": "judge", …the fields}. Paths in it are
+absolute or relative to that folder. Wherever a reward model is asked for, such a folder will do: see
+`training.alignment.reward`.
 """
 
 import dataclasses
@@ -151,7 +152,9 @@ class LengthRule(MemberConfig):
     unit: str = option("words", "What is counted.", choices=("words", "characters"))
     target: int = option(100, "The length that costs nothing.", minimum=0)
     tolerance: int = option(50, "Units more or fewer that cost nothing either.", minimum=0)
-    weight: float = option(1.0, "Reward lost for being a whole target away.", minimum=0)
+    weight: float = option(
+        1.0, "Reward lost for being a whole target beyond that, and the most that is lost.", minimum=0
+    )
     is_one_sided: bool = option(True, "Only what is too long loses.")
 
 
@@ -183,7 +186,10 @@ class FormatRule(MemberConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rule == "pattern":
+            from training.alignment.patterns import Pattern  # noqa: PLC0415 -- RE2, where there is an expression
+
             _require(self, "pattern")
+            Pattern(self.pattern)
 
 
 @dataclass(frozen=True, kw_only=True)
