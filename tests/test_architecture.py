@@ -95,10 +95,10 @@ def test_pure_sources_import_no_django_and_no_app():
     assert importers("django", "training", "config", under="annotate/formats") == set()
 
 
-def test_of_alignment_only_the_configuration_and_the_run_directory_cross():
+def test_of_alignment_only_configurations_and_the_run_directory_cross():
     crossing = {name for path in SOURCES if "alignment" not in path.parts for name in imports(path)}
     modules = {".".join(name.split(".")[:3]) for name in crossing if name.startswith("training.alignment.")}
-    assert modules == {"training.alignment.config", "training.alignment.run_dir"}
+    assert modules == {f"training.alignment.{name}" for name in ("config", "member_config", "run_dir")}
 
 
 def test_packages_that_a_notebook_imports_through_are_empty():

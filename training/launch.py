@@ -27,6 +27,7 @@ from django.conf import settings
 from training.alignment.config import config_from_dict
 from training.alignment.run_dir import RunDir, file_digest
 from training.models import PreferenceSet, TrainingRun
+from training.reward_folders import key_variables, rewards_of
 
 PREFERENCES, EXAMPLES, LOG = "preferences.jsonl", "examples.jsonl", "log.txt"
 EXIT_INTERRUPTED = 75  # the trainer stopped at a checkpoint because it was told to
@@ -137,14 +138,19 @@ def command(run_dir: RunDir) -> list[str]:
     return [sys.executable, "-m", *launcher, *trainer]
 
 
-def environment() -> dict[str, str]:
-    """What of this process's environment a trainer may see: no key, no password, no address of ours."""
+def environment(run_dir: RunDir) -> dict[str, str]:
+    """What of this process's environment a trainer may see: no password and no address of ours.
+
+    Of keys it sees those that judges among its rewards name, and no other.
+    """
+    keys = key_variables(rewards_of(run_dir.config()), run_dir.path)
     passed = {
         name: value
         for name, value in os.environ.items()
-        if name in ENVIRONMENT or name.startswith(ENVIRONMENT_PREFIXES)
+        if name in ENVIRONMENT or name in keys or name.startswith(ENVIRONMENT_PREFIXES)
     }
-    return {**passed, "PLUMBLINE_SUPERVISED": "1", "PYTHONUNBUFFERED": "1"}
+    ours = {"PLUMBLINE_SCORE_CACHE": str(settings.SCORE_CACHE), "PLUMBLINE_SUPERVISED": "1"}
+    return {**passed, **ours, "PYTHONUNBUFFERED": "1"}
 
 
 class Trainer:
@@ -156,7 +162,7 @@ class Trainer:
             self._process = subprocess.Popen(
                 [*tether, *command(run_dir)],
                 cwd=settings.BASE_DIR,
-                env=environment(),
+                env=environment(run_dir),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

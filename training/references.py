@@ -1,11 +1,13 @@
-"""What a person writes for a model or a preference set, and what it stands for.
+"""What a person writes for a model, a reward or a preference set, and what it stands for.
 
-A field that names a model takes the folder of one, the name of a run that saved one, or a Hugging Face id.
+A field that names a model takes the folder of one, the name of a run that saved one, or a Hugging Face id. A field that
+names a reward takes whatever scores: such a model, a registered member by its name, or a combination.
 """
 
 import os
 import re
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +15,56 @@ from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 
 from annotate.models import Project
 from training.alignment.config import CONFIGS, ConfigError, split_names
-from training.models import PreferenceSet, TrainingRun, TrainingRunQuerySet
+from training.alignment.member_config import MEMBER
+from training.models import Member, MemberQuerySet, PreferenceSet, TrainingRun, TrainingRunQuerySet
+from training.reward_folders import COMBINER, MODEL
 
 User = AbstractBaseUser | AnonymousUser | None
 Kind = TrainingRun.Kind
 
 POLICY_KINDS = (Kind.SFT, Kind.REJECTION_SAMPLING)
-REWARD_KINDS = (Kind.REWARD_MODEL,)
+WEIGHT_KINDS = (Kind.REWARD_MODEL, Kind.AVERAGE_WEIGHTS)
+REWARD_KINDS = (*WEIGHT_KINDS, Kind.COMBINE)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a field takes by name, besides folders and Hugging Face ids."""
+
+    kinds: Sequence[TrainingRun.Kind]
+    files: Sequence[str] = (MODEL,)
+    """One of these is in the folder."""
+    has_members: bool = False
+
+    @property
+    def what(self) -> str:
+        return "reward" if self.has_members else "model"
+
+
+POLICY = Taken(POLICY_KINDS)
+WEIGHTS = Taken(WEIGHT_KINDS)
+REWARD = Taken(REWARD_KINDS, files=(MODEL, MEMBER, COMBINER), has_members=True)
+JUDGE = Taken((), files=(MEMBER,), has_members=True)
+ENCODER = Taken(())
 MODEL_FIELDS = {
-    "backbone": POLICY_KINDS,
-    "policy": POLICY_KINDS,
-    "reward_model": REWARD_KINDS,
-    "held_out_reward_model": REWARD_KINDS,
-    "other_reward_model": REWARD_KINDS,
-    "reward_models": REWARD_KINDS,
+    "backbone": POLICY,
+    "policy": POLICY,
+    "reward_model": REWARD,
+    "held_out_reward_model": REWARD,
+    "other_reward_model": REWARD,
+    "incumbent": REWARD,
+    "reward_models": REWARD,
+    "members": REWARD,
+    "models": WEIGHTS,
+    "member": JUDGE,
+    "prompt_encoder": ENCODER,
 }
-OPTIONAL_FIELDS = {"held_out_reward_model", "other_reward_model"}
-ENSEMBLE_FIELDS = {"reward_models"}
+OPTIONAL_FIELDS = {"held_out_reward_model", "other_reward_model", "incumbent", "prompt_encoder"}
+ENSEMBLE_FIELDS = {"reward_models", "members", "models"}
 MIN_MEMBERS = 2  # one model disagrees with nobody
 NEW_TINY = "new:tiny"
 HUGGING_FACE_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+MAX_NAMES = 200
 
 
 def runs_of(user: User) -> TrainingRunQuerySet:
@@ -40,13 +72,30 @@ def runs_of(user: User) -> TrainingRunQuerySet:
     return TrainingRun.objects.all() if user is None else TrainingRun.objects.for_user(user)
 
 
+def members_of(user: User) -> MemberQuerySet:
+    """All members at the command line, where nobody is logged in; else what this user may see."""
+    return Member.objects.all() if user is None else Member.objects.for_user(user)
+
+
 def usable_runs(field: str, user: User = None) -> TrainingRunQuerySet:
     """Runs whose model the field takes, newest first."""
-    return runs_of(user).filter(kind__in=MODEL_FIELDS[field], status=TrainingRun.Status.SUCCEEDED).order_by("-pk")
+    return _usable_runs(MODEL_FIELDS[field], user)
+
+
+def _usable_runs(taken: Taken, user: User) -> TrainingRunQuerySet:
+    return runs_of(user).filter(kind__in=taken.kinds, status=TrainingRun.Status.SUCCEEDED).order_by("-pk")
 
 
 def usable_names(field: str, user: User = None) -> list[str]:
-    return list(dict.fromkeys(usable_runs(field, user).values_list("name", flat=True)[:200]))
+    """Names that the field takes: of runs, the newest first, then of members."""
+    return names_taken(MODEL_FIELDS[field], user)
+
+
+def names_taken(taken: Taken, user: User = None) -> list[str]:
+    names = list(_usable_runs(taken, user).values_list("name", flat=True)[:MAX_NAMES])
+    if taken.has_members:
+        names += [str(member) for member in members_of(user).active().select_related("project")[:MAX_NAMES]]
+    return list(dict.fromkeys(names))
 
 
 def resolve_models(kind: str, values: dict[str, Any], user: User = None) -> dict[str, Any]:
@@ -67,19 +116,26 @@ def resolve_model(kind: str, field: str, value: Any, user: User = None) -> str:
     """
     value = str(value).strip()
     if field in ENSEMBLE_FIELDS:
-        return _resolve_members(field, value, user)
+        return _resolve_ensemble(field, value, user)
     if (not value and field in OPTIONAL_FIELDS) or (value == NEW_TINY and (kind, field) == (Kind.SFT, "policy")):
         return value
+    return resolve_name(field, value, MODEL_FIELDS[field], user)
+
+
+def resolve_name(field: str, value: str, taken: Taken, user: User = None) -> str:
+    """The folder or Hugging Face id of one model or reward.
+
+    Raises:
+        ConfigError: it stands for none that is taken; the message names the field.
+    """
     if not value:
         raise ConfigError(f"{field}: name a model")
-    return _folder(field, value) or _saved_by_run(field, value, user) or _hugging_face_id(field, value)
+    found = _folder(field, value, taken) or _registered(field, value, taken, user)
+    return found or _saved_by_run(field, value, taken, user) or _hugging_face_id(field, value, taken)
 
 
-def _resolve_members(field: str, value: str, user: User) -> str:
-    names = split_names(value)
-    members = [
-        _folder(field, name) or _saved_by_run(field, name, user) or _hugging_face_id(field, name) for name in names
-    ]
+def _resolve_ensemble(field: str, value: str, user: User) -> str:
+    members = [resolve_name(field, name, MODEL_FIELDS[field], user) for name in split_names(value)]
     if len(set(members)) < MIN_MEMBERS:
         raise ConfigError(f"{field}: name {MIN_MEMBERS} different models or more, separated by commas")
     if any("," in member for member in members):
@@ -87,31 +143,58 @@ def _resolve_members(field: str, value: str, user: User) -> str:
     return ", ".join(dict.fromkeys(members))
 
 
-def _folder(field: str, value: str) -> str | None:
+def _folder(field: str, value: str, taken: Taken) -> str | None:
     folder = os.path.expanduser(value)  # Path raises for an unknown ~name
-    if os.path.isfile(os.path.join(folder, "config.json")):  # false, too, for what is no path
+    if any(os.path.isfile(os.path.join(folder, name)) for name in taken.files):  # false, too, for what is no path
         return str(Path(folder).resolve())
     if value.startswith(("/", ".", "~")):
-        raise ConfigError(f"{field}: {value} is not the folder of a model (there is no config.json in it)")
+        raise ConfigError(
+            f"{field}: {value} is not the folder of a {taken.what} (there is no {' or '.join(taken.files)} in it)"
+        )
     return None
 
 
-def _saved_by_run(field: str, value: str, user: User) -> str | None:
-    if run := usable_runs(field, user).filter(name=value).first():
+def _registered(field: str, value: str, taken: Taken, user: User) -> str | None:
+    """The folder of the member of that name, written as NAME or PROJECT/NAME."""
+    if not taken.has_members:
+        return None
+    project, _, name = value.rpartition("/")
+    named = members_of(user).filter(name=name, **({"project__name": project} if project else {}))
+    found = list(named.active().select_related("project"))
+    if len(found) > 1:
+        raise ConfigError(f"{field}: {value!r} stands for several members: {', '.join(map(str, found))}")
+    if found:
+        return _whole(field, found[0])
+    if named.exists() and not _usable_runs(taken, user).filter(name=value).exists():
+        raise ConfigError(f"{field}: member {value} has been retired")
+    return None
+
+
+def _whole(field: str, member: Member) -> str:
+    if not (member.path / MEMBER).is_file():
+        raise ConfigError(f"{field}: the folder of member {member} is missing: {member.path}")
+    return str(member.path.resolve())
+
+
+def _saved_by_run(field: str, value: str, taken: Taken, user: User) -> str | None:
+    if run := _usable_runs(taken, user).filter(name=value).first():
         return str(run.model_dir.resolve())
     other = runs_of(user).filter(name=value).order_by("-pk").first()
     if other is None:
         return None
-    if other.kind not in MODEL_FIELDS[field]:
-        wanted = " or ".join(TrainingRun.Kind(kind).label.lower() for kind in MODEL_FIELDS[field])
+    if other.kind not in taken.kinds:
+        wanted = " or ".join(kind.label.lower() for kind in taken.kinds) or "one that is taken here"
         raise ConfigError(f"{field}: run {value} is of kind {other.get_kind_display().lower()}, not {wanted}")
     raise ConfigError(f"{field}: run {value} has saved no model; it is {other.status}")
 
 
-def _hugging_face_id(field: str, value: str) -> str:
-    if not HUGGING_FACE_ID.fullmatch(value) or ".." in value or "--" in value:
-        raise ConfigError(f"{field}: {value!r} is neither a folder, nor a run's name, nor a Hugging Face id")
-    return value
+def _hugging_face_id(field: str, value: str, taken: Taken) -> str:
+    if MODEL in taken.files and HUGGING_FACE_ID.fullmatch(value) and ".." not in value and "--" not in value:
+        return value
+    ways = ["neither a folder", *(["a run's name"] if taken.kinds else [])]
+    ways += ["a member's name"] if taken.has_members else []
+    ways += ["a Hugging Face id"] if MODEL in taken.files else []
+    raise ConfigError(f"{field}: {value!r} is {', nor '.join(ways)}")
 
 
 def resolve_preference_set(value: str) -> PreferenceSet:

@@ -44,15 +44,16 @@ def test_several_processes_work_and_die_together(tmp_path):
     assert alive == []
 
 
-def test_environment_passes_only_what_is_listed(monkeypatch):
+def test_environment_passes_only_what_is_listed(monkeypatch, tmp_path, settings):
     for name in list(os.environ):
         monkeypatch.delenv(name)
     for name in ("PATH", "CUDA_VISIBLE_DEVICES", "LC_ALL", "SECRET_KEY", "DATABASE_URL", "HF_TOKEN", "PLUMBLINE_HOME"):
         monkeypatch.setenv(name, "x")
-    assert launch.environment() == {
+    assert launch.environment(make_run_dir(tmp_path)) == {
         "PATH": "x",
         "CUDA_VISIBLE_DEVICES": "x",
         "LC_ALL": "x",
+        "PLUMBLINE_SCORE_CACHE": str(settings.SCORE_CACHE),
         "PLUMBLINE_SUPERVISED": "1",
         "PYTHONUNBUFFERED": "1",
     }

@@ -261,7 +261,7 @@ def test_execute_run_shows_the_trainer_nothing_secret(monkeypatch):
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
     result = execute(make_run(behaviour="environment")).result
     allowed = {name for name in result["names"] if name in launch.ENVIRONMENT or name.startswith("NCCL_")}
-    ours = {"PLUMBLINE_SUPERVISED", "PYTHONUNBUFFERED"}
+    ours = {"PLUMBLINE_SCORE_CACHE", "PLUMBLINE_SUPERVISED", "PYTHONUNBUFFERED"}
     from_the_interpreter = {"LC_CTYPE"}
     assert set(result["names"]) - allowed - ours - from_the_interpreter == set()
     assert {"PATH", "NCCL_DEBUG", "PLUMBLINE_SUPERVISED"} <= set(result["names"])
