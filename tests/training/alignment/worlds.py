@@ -24,7 +24,7 @@ class World:
     truth: Floats
     """(B, K)"""
     optimal: Floats
-    """(B, K) the truth's expectation given all members' scores, in nats: no combination predicts better."""
+    """(B, K) the truth's expectation given all members' scores, in nats of a judgment: nothing predicts pairs better."""
     topics: NDArray[np.int64]
     """(B,) of each prompt."""
 
@@ -53,6 +53,8 @@ def draw(
     weights = np.stack([np.linalg.pinv(one).sum(1) for one in by_topic])
     weights /= 1 + weights.sum(1, keepdims=True)
     optimal = np.einsum("bkm,bm->bk", scores, weights[topics])
+    doubt = (1 - weights.sum(1))[topics]  # the variance of the true difference given the scores
+    nats = 1 / np.sqrt(1 / sharpness**2 + np.pi / 8 * doubt)  # MacKay's mean of a sigmoid over a normal
     surprise = rng.gumbel(size=truth.shape)
     seen = truth if np.isinf(sharpness) else sharpness * truth + surprise
     deviations = np.sqrt((1 + np.diagonal(by_topic, axis1=1, axis2=2).mean(0)) / 2)  # the population's
@@ -64,7 +66,7 @@ def draw(
         weights=np.ones(num_prompts),
         features=centres[topics] + 0.1 * rng.normal(size=(num_prompts, NUM_FEATURES)),
     )
-    return World(judged, truth, optimal * (1 if np.isinf(sharpness) else sharpness), topics)
+    return World(judged, truth, nats[:, None] * optimal, topics)
 
 
 def contextual(rng: np.random.Generator, num_prompts: int, **options: float) -> World:
