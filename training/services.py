@@ -25,7 +25,7 @@ from django.db.models.functions import Coalesce, Now
 
 from annotate.models import Endpoint, Project
 from annotate.queries import judgment_rows, judgment_weights
-from training import export, guidance, launch, queries, references, tasks
+from training import export, guidance, launch, previews, queries, references, tasks
 from training.alignment.config import ConfigError, config_from_dict, config_to_dict
 from training.alignment.run_dir import RunDir
 from training.models import Metric, PreferenceSet, RunEvent, TrainingRun
@@ -45,8 +45,10 @@ NEEDS_PREFERENCES = {
     TrainingRun.Kind.LEARNING_CURVE,
     TrainingRun.Kind.EVALUATE,
     TrainingRun.Kind.REJECTION_SAMPLING,
+    TrainingRun.Kind.COMBINE,
+    TrainingRun.Kind.AVERAGE_WEIGHTS,
 }
-NEEDS_PROJECT = {TrainingRun.Kind.SCORE_COMPARISONS}
+NEEDS_PROJECT = {TrainingRun.Kind.SCORE_COMPARISONS, TrainingRun.Kind.PREVIEW_JUDGE}
 SOURCES = {
     Status.QUEUED: {Status.RUNNING},
     Status.RUNNING: {Status.QUEUED},
@@ -340,8 +342,10 @@ def execute_run(*, run_id: int, should_stop: Callable[[], bool] = launch.shutdow
     try:
         launch.kill_survivor(run)
         run_dir = launch.prepare(run)
-        if run.kind in NEEDS_PROJECT:
+        if run.kind == TrainingRun.Kind.SCORE_COMPARISONS:
             guidance.place_prompts(run, run_dir, _heartbeat(run))
+        elif run.kind == TrainingRun.Kind.PREVIEW_JUDGE:
+            previews.place_comparisons(run, run_dir)
         _Attempt(run, run_dir, should_stop).see_through()
     except (launch.CannotPrepare, guidance.CannotGuide, ConfigError, OSError) as error:
         fail_run(run=run, error=str(error))
@@ -472,7 +476,7 @@ class _Attempt:
     def _conclude(self, exit_code: int) -> None:
         result, error = self.run_dir.read_result(), self.run_dir.read_error()
         if result is not None and exit_code == 0:
-            if self.run.kind in NEEDS_PROJECT:
+            if self.run.kind == TrainingRun.Kind.SCORE_COMPARISONS:
                 result |= guidance.hand_over(self.run, self.run_dir, _heartbeat(self.run))
             finish_run(run=self.run, result=result)
         elif self.stop == _Stop.CANCELLED:
