@@ -17,8 +17,9 @@ from django.utils.timezone import localtime
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from annotate.admin import ProjectFilter
+from annotate.guidance import Asked
 from annotate.models import Project
-from training import comparison_queries, queries, report_queries, services
+from training import combination_queries, comparison_queries, guidance, queries, report_queries, services
 from training.alignment.config import CONFIGS
 from training.forms import BASIC_FIELDS, FreezeForm, RunForm
 from training.models import PreferenceSet, TrainingRun
@@ -72,6 +73,15 @@ def _asked(request: HttpRequest, kind: str) -> dict[str, str]:
     numbers = {name: request.GET.get(name, "") for name in ("preference_set", "project")}
     texts = {name: request.GET[name] for name in BASIC_FIELDS[kind] if name in request.GET}
     return {**{name: value for name, value in numbers.items() if value.isdecimal()}, **texts}
+
+
+def _told_asked(asked: Asked) -> str:
+    num_sent = asked.num_new + asked.num_further
+    open_already = f"{asked.num_open} wait for them already, and come next" if asked.num_open else ""
+    if not num_sent:
+        return f"Nothing new to send to annotators: {open_already or 'the project has none of these pairs'}."
+    sent = f"{num_sent} sent to annotators: {asked.num_new} new comparisons, {asked.num_further} asked once more"
+    return f"{sent}; {open_already}." if open_already else f"{sent}."
 
 
 def _is_id(pk: Any) -> bool:
@@ -169,6 +179,7 @@ class TrainingRunAdmin(PageAdmin):
             path("<int:pk>/metrics/", wrap(self.metrics_view), name="training_trainingrun_metrics"),
             path("<int:pk>/cancel/", wrap(self.cancel_view), name="training_trainingrun_cancel"),
             path("<int:pk>/answer/", wrap(self.answer_view), name="training_trainingrun_answer"),
+            path("<int:pk>/ask/", wrap(self.ask_view), name="training_trainingrun_ask"),
             *super().get_urls(),
         ]
 
@@ -203,11 +214,14 @@ class TrainingRunAdmin(PageAdmin):
     ) -> HttpResponse:
         run = self.get(request, object_id)
         may_cancel = run.is_active and self.has_change_permission(request)
-        report = report_queries.report(run)
-        page = queries.run_page(run, told_elsewhere=report_queries.TOLD_HERE if report else set())
-        context = {"run": run, "page": page, "report": report, "may_cancel": may_cancel}
+        combination = combination_queries.combination(run)
+        report = None if combination else report_queries.report(run)
+        page = queries.run_page(run, told_elsewhere=report_queries.TOLD_HERE if report or combination else set())
+        context = {"run": run, "page": page, "report": report, "combination": combination, "may_cancel": may_cancel}
         context["curve"] = report_queries.learning_curve(run)
-        if run.is_policy and request.user.has_perm("annotate.change_project"):
+        context["may_ask"] = request.user.has_perm("annotate.change_project")
+        context["may_see_comparisons"] = request.user.has_perm("annotate.view_comparison")
+        if run.is_policy and context["may_ask"]:
             context["projects"] = Project.objects.for_user(request.user)
         return self.page(request, "run.html", title=run.name, **context)
 
@@ -278,4 +292,15 @@ class TrainingRunAdmin(PageAdmin):
             raise Http404
         services.answer_live(run=run, project=project)
         messages.info(request, f"{run.name} answers the prompts that annotators of {project} write.")
+        return redirect("admin:training_trainingrun_change", pk)
+
+    @method_decorator(require_POST)
+    def ask_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """Send to annotators what a combination's members disagree about."""
+        run = self.get(request, pk)
+        if not request.user.has_perm("annotate.change_project"):
+            raise PermissionDenied
+        if run.project is None or run.kind != Kind.COMBINE:
+            raise Http404
+        messages.info(request, _told_asked(guidance.ask_disagreements(run=run)))
         return redirect("admin:training_trainingrun_change", pk)

@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from django.db import transaction
+
 from annotate import guidance
-from annotate.guidance import ScoredPrompt
+from annotate.guidance import Asked, ScoredPrompt
+from training import combination_queries
 from training.alignment.run_dir import RunDir, write_json
 from training.models import TrainingRun
 
@@ -84,6 +87,14 @@ def prioritise(run: TrainingRun, beat: Beat = lambda: None) -> int:
     """
     with _told_in_words():
         return guidance.accept_scores(scores=scored_prompts(run.run_dir, beat), progress=beat, **_how(run))
+
+
+@transaction.atomic
+def ask_disagreements(*, run: TrainingRun) -> Asked:
+    """Put before annotators what the members of a combination disagree about; asked for again they add nothing."""
+    TrainingRun.objects.select_for_update().get(pk=run.pk)  # of two presses the second finds them open
+    assert run.project is not None
+    return guidance.ask_first(project=run.project, pairs=combination_queries.disagreeing_pairs(run))
 
 
 def _how(run: TrainingRun) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 WIDTH, HEIGHT = 360, 270
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 44
 MAX_TICKS = 6
+SMALLEST_GAIN = 0.001
 
 
 class Range(NamedTuple):
@@ -56,7 +57,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Strip:
-    """A dot with its interval in a table's cell, in per cent of the cell's width; `chance` is where a half stands."""
+    """A dot with its interval in a table's cell, in per cent of the cell's width; `chance` is where chance stands."""
 
     at: str
     low: str
@@ -64,14 +65,32 @@ class Strip:
     chance: str
 
 
-def strip(figure: Range, scale: Scale) -> Strip:
+def strip(figure: Range, scale: Scale, *, guide: float = 0.5) -> Strip:
+    """A figure on its axis; at `guide` stands what it is held against: a coin's accuracy, no gain at all."""
     low = figure.value if figure.low is None else figure.low
     high = figure.value if figure.high is None else figure.high
-    return Strip(*(_percent(scale.share(value)) for value in (figure.value, low, high, 0.5)))
+    return Strip(*(_percent(scale.share(value)) for value in (figure.value, low, high, guide)))
 
 
 def strip_ticks(scale: Scale) -> list[Tick]:
     return [Tick(_percent(scale.share(value)), f"{value:.0%}") for value in sorted({scale.low, 0.5, scale.high})]
+
+
+def ticks(scale: Scale, form: str) -> list[Tick]:
+    """The ends of an axis."""
+    return [Tick(_percent(scale.share(value)), form.format(value)) for value in (scale.low, scale.high)]
+
+
+def scale_of_gains(ranges: Iterable[Range]) -> Scale:
+    """An axis of differences with nothing in its middle, as far to both sides as they go."""
+    far = max((abs(end) for one in ranges for end in one.ends), default=0.0) or SMALLEST_GAIN
+    return Scale(-far, far)
+
+
+def gain_ticks(scale: Scale, *, in_points: bool = False) -> list[Tick]:
+    """The ends and the middle of an axis of gains."""
+    texts = {value: f"{100 * value:+.1f}" if in_points else f"{value:+.3f}" for value in (scale.low, scale.high)}
+    return [Tick(_percent(scale.share(value)), texts.get(value, "0")) for value in (scale.low, 0.0, scale.high)]
 
 
 def _percent(share: float) -> str:

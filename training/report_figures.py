@@ -58,6 +58,11 @@ def points(found: Range) -> str:
     return f"{100 * found.value:.1f} points{_interval(found, 100, '.1f')}"
 
 
+def signed_points(found: Range | None) -> str:
+    """A gain in percentage points: +2.1 points [+0.4, +3.8]."""
+    return f"{100 * found.value:+.1f} points{_interval(found, 100, '+.1f')}" if found else NOT_MEASURED
+
+
 def _interval(found: Range, scale: int, form: str) -> str:
     if found.low is None or found.high is None:
         return ""

@@ -101,6 +101,87 @@ def make_curve(num_points: int = 5) -> dict[str, Any]:
     return {"points": rows, "longer_wins": figure(0.583)}
 
 
+def gains(accuracy: float, log_loss: float, **values: Any) -> dict[str, Any]:
+    """A paired comparison, with margins of two points and 0.01 nats."""
+    figures = {"accuracy_gain": figure(accuracy, 0.02), "log_loss_gain": figure(log_loss, 0.01)}
+    return {**figures, "mcnemar_p": 0.0132 if accuracy else 1.0, "num_pairs": 812, **values}
+
+
+def make_combination(**values: Any) -> dict[str, Any]:
+    """The report of a run that combines rewards, as `training.alignment.combining` writes it."""
+    names = ["hub/backbone-one", "hub/backbone-two", "rules/length"]
+    members = [
+        {
+            "name": name,
+            "path": name,
+            "kind": kind,
+            "accuracy": figure(accuracy),
+            "log_loss": figure(log_loss, 0.02),
+            "num_missing": 0,
+            "temperature": 1.21,
+            "problem": problem,
+        }
+        for name, kind, accuracy, log_loss, problem in (
+            (names[0], "reward_model", 0.712, 0.566, None),
+            (names[1], "judge", 0.701, 0.588, None),
+            (names[2], "length", 0.41, 0.71, "flipped"),
+        )
+    ]
+    combiners = [
+        {
+            "method": method,
+            "accuracy": figure(0.712 + accuracy),
+            "log_loss": figure(0.566 - log_loss, 0.02),
+            "against_best_member": {"name": names[0], **gains(accuracy, log_loss)},
+            "against_mean": {"name": "mean", **gains(accuracy - 0.01, log_loss - 0.005)},
+            "weights": weights,
+            "warning": warning,
+        }
+        for method, accuracy, log_loss, weights, warning in (
+            ("mean", 0.01, 0.005, None, None),
+            ("worst_case", -0.03, -0.02, None, None),
+            ("bayesian_average", 0.0, 0.0, dict(zip(names, (0.98, 0.02, 0.0), strict=True)), "It trusts one member."),
+            ("stacking", 0.03, 0.02, dict(zip(names, (0.6, 0.4, 0.0), strict=True)), None),
+            ("fusion", 0.04, 0.03, None, None),
+        )
+    ]
+    report = {
+        "kind": "combine",
+        "method": "fusion",
+        "num_fit": {"rankings": 320, "prompts": 106},
+        "num_test": {"rankings": 640, "prompts": 212, "pairs": 812},
+        "num_left_out": 17,
+        "cross_fitted": 0,
+        "incumbent": None,
+        "members": members,
+        "combiners": combiners,
+        "correlation": [[1.0, 0.62, -0.31], [0.62, 1.0, None], [-0.31, None, 1.0]],
+        "leave_one_out": [{"name": names[0], **gains(0.05, 0.04)}, {"name": names[1], **gains(0.002, 0.001)}],
+        "gate": {
+            "groups": [
+                {
+                    "prompts": 140,
+                    "example": "How do I boil an egg?",
+                    "weights": dict(zip(names[:2], (0.7, 0.3), strict=True)),
+                },
+                {"prompts": 72, "example": "Write a sonnet.", "weights": dict(zip(names[:2], (0.2, 0.8), strict=True))},
+            ]
+        },
+        "disagreements": [
+            {
+                "id": f"{number:016x}",
+                "prompt": f"Question {number}?",
+                "responses": ["Short.", "A much longer answer."],
+                "scores": {names[0]: [1.25, -0.5], names[1]: [-1.0, 0.75]},
+                "spread": 1.75 - number / 10,
+            }
+            for number in range(3)
+        ],
+        "against_incumbent": None,
+    }
+    return {**report, **values}
+
+
 def leave(run: TrainingRun, name: str, told: Any) -> TrainingRun:
     """Write a file into the run's directory, as its trainer would."""
     run.run_dir.mkdir(parents=True, exist_ok=True)
