@@ -1,26 +1,39 @@
 """What a reward model has to beat: the longer response wins, and the words of a response by themselves.
 
 Both take rankings and give scores as a reward model does, in seconds and without a language model. A reward model that
-does no better than these has learned nothing that needs one.
+does no better than these has learned nothing that needs one. The words can be saved as a member beside others:
+
+    member.json           {"kind": "words", "aspect"}
+    words.json            {"penalty", "vocabulary": words in the order of their weights, "prompts": SHA-256 of each
+                          prompt that it has learned from}
+    weights.safetensors   "weights", (V,) float64
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from itertools import pairwise
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
 from scipy.special import expit
 
+from training.alignment.config import ConfigError
 from training.alignment.evaluation import prompt_key
 from training.alignment.measures import Floats, Ints, judged_pairs, log_losses
-from training.alignment.preferences import RankedResponses
+from training.alignment.member_config import MemberConfig, WordsMember, write_member
+from training.alignment.preferences import PromptedResponses, RankedResponses
+from training.alignment.reward import OVERALL, Scored
+from training.alignment.run_dir import replace_folder, write_json
 
+WEIGHTS, WORDS = "weights.safetensors", "words.json"
 WORD = re.compile(r"\w+|[^\w\s]")
 PENALTIES = tuple(10.0**power for power in np.arange(0, 5, 0.5))
 NUM_FOLDS = 5
@@ -44,6 +57,11 @@ class WordReward:
     weights: Floats
     """(V,) nats."""
     penalty: float
+    aspect: str = OVERALL
+    prompts: frozenset[str] = frozenset()
+    """SHA-256 of each prompt that it has learned from."""
+
+    is_listwise = False
 
     @classmethod
     def fit(
@@ -68,15 +86,62 @@ class WordReward:
         vocabulary = _vocabulary(decided, min_prompts)
         pairs = _Differences.of(decided, vocabulary)
         penalty = _choose_penalty(pairs, penalties)
-        return cls(vocabulary, _fit(pairs.values, pairs.voices, penalty, np.zeros(len(vocabulary))), penalty)
+        weights = _fit(pairs.values, pairs.voices, penalty, np.zeros(len(vocabulary)))
+        prompts = frozenset(sha256(prompt_key(ranked).encode()).hexdigest() for ranked in decided)
+        return cls(vocabulary, weights, penalty, decided[0].aspect, prompts)
 
-    def score(self, rankings: Iterable[RankedResponses]) -> list[list[float]]:
-        """(K,) for each ranking, in nats."""
-        rankings = list(rankings)
-        texts = [text for ranked in rankings for text in ranked.responses]
-        flat = (_counts(texts, self.vocabulary) @ self.weights).tolist()
-        ends = np.cumsum([len(ranked.responses) for ranked in rankings]).tolist()
-        return [flat[end - len(ranked.responses) : end] for ranked, end in zip(rankings, ends, strict=True)]
+    def save(self, folder: Path) -> Path:
+        """As a member into the folder, which is replaced as a whole."""
+        words = sorted(self.vocabulary, key=self.vocabulary.__getitem__)
+        told = {"penalty": self.penalty, "vocabulary": words, "prompts": sorted(self.prompts)}
+
+        def write(scratch: Path) -> None:
+            save_file({"weights": self.weights}, scratch / WEIGHTS)
+            write_json(scratch / WORDS, told)
+            write_member(scratch, WordsMember(aspect=self.aspect))
+
+        replace_folder(folder, write)
+        return folder
+
+    @property
+    def digest(self) -> str:
+        found = sha256(json.dumps([WORD.pattern, self.vocabulary], sort_keys=True).encode())
+        found.update(self.weights.tobytes())
+        return found.hexdigest()
+
+    @property
+    def aspects(self) -> tuple[str, ...]:
+        return (self.aspect,)
+
+    def log_odds(self, aspect: str | None = None) -> float:
+        """A unit of score is a nat."""
+        return 1.0
+
+    def score_prompts(self, prompts: Sequence[PromptedResponses], aspect: str | None = None) -> list[Scored]:
+        """The scores of all prompts' responses, in nats; none is ever missing or truncated."""
+        return [Scored(scores) for scores in self.score(prompts)]
+
+    def score(self, prompts: Iterable[RankedResponses | PromptedResponses]) -> list[list[float]]:
+        """(K,) for each ranking or prompt, in nats."""
+        lists = [one.responses for one in prompts]
+        flat = (_counts([text for texts in lists for text in texts], self.vocabulary) @ self.weights).tolist()
+        ends = np.cumsum([len(texts) for texts in lists]).tolist()
+        return [flat[end - len(texts) : end] for texts, end in zip(lists, ends, strict=True)]
+
+
+def load(config: MemberConfig, folder: Path, device: Any = None, cache: Any = None) -> WordReward:
+    """The words in a member's folder.
+
+    Raises:
+        ConfigError: words and weights do not belong together.
+        OSError: the files are not there.
+    """
+    told = json.loads((folder / WORDS).read_text(encoding="utf-8"))
+    weights = load_file(folder / WEIGHTS)["weights"]
+    vocabulary = {word: number for number, word in enumerate(told["vocabulary"])}
+    if weights.shape != (len(vocabulary),) or not np.isfinite(weights).all():
+        raise ConfigError(f"{folder}: {len(vocabulary)} words and weights of shape {weights.shape}, or no finite ones")
+    return WordReward(vocabulary, weights, told["penalty"], config.aspect, frozenset(told["prompts"]))
 
 
 @dataclass(frozen=True)

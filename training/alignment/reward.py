@@ -37,6 +37,8 @@ MODULES = {
     "words": "baselines",
 }
 """Which module of training.alignment has `load(config, folder, device, cache)` for a kind of member."""
+QUICK = frozenset({"length", "repetition", "format", "words"})
+"""Kinds of member that compute a score sooner than it is looked up."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def load_reward(
     if is_member(folder):
         member = read_member(folder)
         if not isinstance(member, RewardModelMember):
-            return _cached(_load_member(member, folder, device, cache), cache)
+            return _cached(_load_member(member, folder, device, cache), None if member.kind in QUICK else cache)
         path, max_length, aspect = _inside(folder, member.model), member.max_length or max_length, member.aspect
     elif (folder / COMBINER).is_file():
         return importlib.import_module("training.alignment.combiner").Combiner.load(folder, device, cache=cache)

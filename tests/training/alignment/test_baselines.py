@@ -1,5 +1,7 @@
 import dataclasses
+import json
 import random
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ from scipy.special import log_expit
 
 from training.alignment import baselines
 from training.alignment.baselines import WordReward, longer_wins
-from training.alignment.evaluation import pairwise_accuracy
-from training.alignment.preferences import RankedResponses
+from training.alignment.config import ConfigError
+from training.alignment.evaluation import pairwise_accuracy, prompt_key
+from training.alignment.preferences import PromptedResponses, RankedResponses
+from training.alignment.reward import Scored, load_reward
 
 
 def ranked(prompt: str, *responses: str, ranking: tuple[tuple[int, ...], ...] | None = None) -> RankedResponses:
@@ -114,3 +118,55 @@ def test_a_single_ranking_is_enough_to_fit():
 
     ((good, bad),) = model.score([ranked("b", "good", "bad")])
     assert good > bad
+
+
+# As a member
+
+
+def test_words_are_saved_and_loaded_as_a_member(tmp_path):
+    rankings = [dataclasses.replace(one, aspect="kitchen") for one in kitchen(60)]
+    model = WordReward.fit(rankings)
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "left over").touch()
+
+    loaded = load_reward(model.save(tmp_path / "words"))
+
+    assert loaded.weights.tolist() == model.weights.tolist()
+    assert dataclasses.replace(loaded, weights=model.weights) == model
+    assert (loaded.digest, loaded.aspects, loaded.is_listwise) == (model.digest, ("kitchen",), False)
+    assert loaded.log_odds() == 1.0
+    assert loaded.prompts == {sha256(prompt_key(one).encode()).hexdigest() for one in rankings}
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["member.json", "weights.safetensors", "words.json"]
+    assert [path.name for path in tmp_path.rglob("left over")] == []
+
+
+def test_a_member_scores_prompts_as_it_scores_rankings():
+    model = WordReward.fit(kitchen(50))
+    rankings = [*kitchen(5, seed=1), ranked("a", "\ud800", ""), RankedResponses([], (), ())]
+
+    scored = model.score_prompts([PromptedResponses(one.prompt, one.responses) for one in rankings])
+
+    assert scored == [Scored(scores) for scores in model.score(rankings)]
+    assert model.score_prompts([]) == []
+
+
+def test_a_digest_tells_words_and_weights_apart():
+    model = WordReward({"eggs": 0, "salt": 1}, np.array([1.0, 0.0]), 1.0)
+    others = [
+        model,
+        dataclasses.replace(model, weights=np.array([1.0, 1e-9])),
+        dataclasses.replace(model, vocabulary={"eggs": 1, "salt": 0}),
+        dataclasses.replace(model, vocabulary={"eggs": 0, "rice": 1}),
+    ]
+
+    assert len({one.digest for one in others}) == 4
+    assert dataclasses.replace(model, penalty=2.0).digest == model.digest  # scores are the same
+
+
+def test_words_without_their_weights_are_refused(tmp_path):
+    folder = WordReward({"eggs": 0, "salt": 1}, np.array([1.0, 0.0]), 1.0).save(tmp_path / "words")
+    told = json.loads((folder / "words.json").read_text())
+    (folder / "words.json").write_text(json.dumps({**told, "vocabulary": ["eggs"]}))
+
+    with pytest.raises(ConfigError, match="1 words and weights of shape"):
+        load_reward(folder)
