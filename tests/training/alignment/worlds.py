@@ -24,7 +24,7 @@ class World:
     truth: Floats
     """(B, K)"""
     optimal: Floats
-    """(B, K) the truth's expectation given all members' scores, in nats of a judgment: nothing predicts pairs better."""
+    """(B, K) the truth expected from all members' scores, in nats of a judgment: nothing predicts pairs better."""
     topics: NDArray[np.int64]
     """(B,) of each prompt."""
 
