@@ -1,0 +1,353 @@
+"""What each member of an ensemble deserves to weigh, by how likely it makes judgments that it was not trained on.
+
+**Bayesian model averaging** takes one of the members for the truth and asks which: a member's weight is its prior times
+the likelihood that it gives the judgments. Members differ by some nats a hundred judgments, so the weight goes to one
+of them soon, and exponentially fast, also where all are wrong and a mixture of them would be better: it does not find
+the best combination, it selects (T. Minka, "Bayesian model averaging is not model combination", 2002).
+`describe_collapse` says so, and what it costs.
+
+**Stacking** asks for the combination itself: the weights with which the combined reward makes the judgments likeliest.
+**Pseudo-BMA+** stands between: it averages the weights over resampled judgments, so that it goes to one member only as
+far as the prompts at hand can tell that it is the best.
+
+Weights are used in two ways. The mixture of the members' probabilities is what Bayes' rule predicts of a judgment, and
+is no function of a single response. The mean of their rewards, each in nats, is a score of a single response, and where
+weights have gone to one member both are that member.
+
+All need judgments on prompts that no member was trained on: where a member has seen the answers, it wins.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy.optimize import minimize
+from scipy.special import entr, expit, logsumexp
+
+from training.alignment import member_checks
+from training.alignment.ensemble import Bools, Floats, Ints, JudgedScores, log_likelihood, mean, weighted_mean
+from training.alignment.losses import num_choices, plackett_luce_loss
+
+ALIKE = 0.9999  # correlation within prompts from which on two members are copies of each other
+SMALLEST = 1e-9  # share that a member keeps, so that it speaks where those that weigh more are missing
+COLLAPSED = 1.2  # effective number of members
+PULLS = (1000.0, 100.0, 10.0, 1.0)
+NUM_FOLDS = 5
+NUM_DRAWS = 1000
+LBFGS = {"maxiter": 2000, "maxfun": 10000, "ftol": 1e-11, "gtol": 1e-7}
+
+
+# Bayesian model averaging
+
+
+def log_likelihoods(judged: JudgedScores, temperatures: ArrayLike) -> Floats:
+    """(B, M) log-probability of each judgment by each member, in nats of the whole ranking, times its weight.
+
+    It is nan where a member has no score for a response that was ranked.
+
+    Args:
+        temperatures: (M,) what divides a member's scores to make them nats; see `member_checks.temperatures`.
+
+    Raises:
+        ValueError: there are not M temperatures, or one is not above zero.
+    """
+    own = _positive(temperatures, judged.num_members)
+    found = [log_likelihood(judged.scores[..., m] / own[m], judged, is_per_choice=False) for m in range(len(own))]
+    is_missing = (np.isnan(judged.scores) & (judged.groups >= 0)[..., None]).any(1)
+    return np.where(is_missing, np.nan, np.stack(found, axis=1) * judged.weights[:, None])
+
+
+def shared_prior(judged: JudgedScores) -> Floats:
+    """(M,) prior probabilities: members that differ have equal ones, and copies of one member share its.
+
+    With a prior that is the same for all, a second copy of a member would double what it counts for, and change every
+    prediction. Copies are those whose scores correlate by 0.9999 within prompts.
+
+    Source: E. I. George, "Dilution priors: compensating for model space redundancy", 2010.
+    """
+    differences = judged.ordered_pairs().margins
+    num_members = judged.num_members
+    is_copy = np.eye(num_members, dtype=bool)
+    for first in range(num_members):
+        for second in range(first):
+            is_copy[first, second] = is_copy[second, first] = _are_copies(differences[:, [first, second]])
+    copies = is_copy.sum(1)
+    return (1 / copies) / (1 / copies).sum()
+
+
+def log_posterior(log_likelihoods: ArrayLike, log_prior: ArrayLike) -> Floats:
+    """(M,) logarithms of the posterior weights, normalised: log prior and log-likelihoods of all judgments, summed.
+
+    That is exact, so judgments may come in parts, each with the last one's result as its prior. A member that misses
+    some responses of a judgment is taken at the mean of those that do not: what it misses counts neither for it nor
+    against it.
+
+    Args:
+        log_likelihoods: (B, M) as `log_likelihoods` gives them; without judgments, the prior results.
+        log_prior: (M,) need not be normalised.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    told, prior = _told(log_likelihoods), np.asarray(log_prior, dtype=np.float64)
+    if prior.shape != told.shape[1:]:
+        raise ValueError(f"log_prior {prior.shape} must be (M,) for log_likelihoods {told.shape}")
+    usual = np.nan_to_num(mean(told))[:, None] if len(told) else 0.0
+    evidence = prior + np.where(np.isnan(told), usual, told).sum(0)
+    return evidence - logsumexp(evidence)
+
+
+def posterior(log_likelihoods: ArrayLike, log_prior: ArrayLike) -> Floats:
+    """(M,) posterior weights, which sum to one; arguments and errors are those of `log_posterior`."""
+    return np.exp(log_posterior(log_likelihoods, log_prior))
+
+
+def posterior_of(judged: JudgedScores, temperatures: ArrayLike) -> Floats:
+    """(M,) posterior weights of members under `shared_prior`, none below a billionth.
+
+    So a response that those who weigh have not scored gets its score of the others.
+    """
+    found = posterior(log_likelihoods(judged, temperatures), np.log(shared_prior(judged)))
+    return _none_nothing(found)
+
+
+def mixture(log_likelihoods: ArrayLike, weights: ArrayLike) -> Floats:
+    """(B,) log-probability of each judgment by the mixture of members, those that miss it left out.
+
+    Args:
+        log_likelihoods: (B, M) of unweighted judgments.
+        weights: (M,) not negative.
+    """
+    told, shares = _told(log_likelihoods), np.asarray(weights, dtype=np.float64)
+    own = np.where(np.isnan(told), 0.0, shares)
+    total = own.sum(1)
+    with np.errstate(divide="ignore"):
+        found = logsumexp(np.nan_to_num(told), b=own, axis=1) - np.log(total)
+    return np.where(total > 0, found, np.nan)
+
+
+def preference(margins: ArrayLike, weights: ArrayLike, temperatures: ArrayLike) -> Floats:
+    """(..., M) -> (...,) probability that the first of two responses is preferred: sum of w sigmoid(margin / T).
+
+    Args:
+        margins: each member's score of the first less that of the second.
+        weights, temperatures: (M,).
+    """
+    given = np.asarray(margins, dtype=np.float64)
+    return weighted_mean(expit(given / _positive(temperatures, given.shape[-1])), weights)
+
+
+def averaged_reward(scores: ArrayLike, weights: ArrayLike, temperatures: ArrayLike) -> Floats:
+    """(..., M) -> (...,) the reward in nats of a response by itself: sum of w score / T. Arguments as in `preference`.
+
+    Its sigmoid is not the mixture's probability: of 0.99 and 0.5, equally weighted, it makes 0.91, the mixture 0.745.
+    """
+    given = np.asarray(scores, dtype=np.float64)
+    return weighted_mean(given / _positive(temperatures, given.shape[-1]), weights)
+
+
+def pseudo_bma_plus(
+    log_likelihoods: ArrayLike, prompts: Ints, rng: np.random.Generator, *, num_draws: int = NUM_DRAWS
+) -> Floats:
+    """(M,) posterior weights under a flat prior, averaged over the Bayesian bootstrap of prompts.
+
+    Args:
+        log_likelihoods: (B, M); what a member misses is taken as in `log_posterior`.
+        prompts: (B,) the number of each judgment's prompt.
+
+    Source: Y. Yao, A. Vehtari, D. Simpson and A. Gelman, "Using stacking to average Bayesian predictive
+    distributions", Bayesian Analysis 13(3), 2018, section 3.4.
+    """
+    told = _told(log_likelihoods)
+    if not len(told):
+        return np.full(told.shape[1], 1 / told.shape[1])
+    filled = np.where(np.isnan(told), np.nan_to_num(mean(told))[:, None], told)
+    distinct, places = np.unique(prompts, return_inverse=True)
+    by_prompt = np.stack([np.bincount(places, column, len(distinct)) for column in filled.T], axis=1)
+    drawn = len(distinct) * rng.dirichlet(np.ones(len(distinct)), size=num_draws) @ by_prompt
+    found: Floats = np.exp(drawn - logsumexp(drawn, axis=1, keepdims=True)).mean(0)
+    return found
+
+
+# Stacking
+
+
+def stacking_weights(judged: JudgedScores, *, pull: float | None = None, seed: int = 0) -> Floats:
+    """(M,) weights, none negative, with which the sum of weight times score makes the judgments likeliest.
+
+    They are log-odds in a unit of each member's score, so the sum is a reward in nats; their shares are what
+    `weighted_mean` takes. The likelihood is Plackett-Luce's, each ranking having one voice, which is concave in the
+    weights: there is one optimum, and members that add nothing get next to nothing (a billionth, to speak where all
+    others are missing). What a member misses is taken at the mean of the others, so scores should be standardised.
+
+    With few judgments weights stay near those of the mean, at its best temperature: `pull` / 2 times their squared
+    distance from these is a loss in nats.
+
+    Args:
+        pull: nothing for the one of `PULLS` that predicts the judgments on left-out prompts best, in five folds.
+        seed: of the folds.
+
+    Raises:
+        ValueError: `pull` is negative.
+        RuntimeError: it did not converge.
+
+    Source: D. Wolpert, "Stacked generalization", 1992, with L. Breiman's weights that are not negative, 1996.
+    """
+    if pull is None:
+        pull = _best_pull(judged, np.random.default_rng(seed))
+    if pull < 0:
+        raise ValueError(f"pull {pull} must not be negative")
+    weights = _stacked(judged, pull)
+    return weights.sum() * _none_nothing(weights / weights.sum())
+
+
+def _best_pull(judged: JudgedScores, rng: np.random.Generator) -> float:
+    num_folds = min(NUM_FOLDS, len(np.unique(judged.prompts)))
+    if num_folds < 2:
+        return max(PULLS)
+    losses = np.zeros(len(PULLS))
+    for is_held_out in _folds(judged.prompts, num_folds, rng):
+        fitted, held_out = judged.select(~is_held_out), judged.select(is_held_out)
+        for place, pull in enumerate(PULLS):
+            rewards = _summed(held_out.scores, _stacked(fitted, pull))
+            losses[place] -= held_out.weights @ log_likelihood(rewards, held_out)
+    return PULLS[int(np.argmin(losses))]
+
+
+def _stacked(judged: JudgedScores, pull: float) -> Floats:
+    start = _weights_of_mean(judged)
+    objective = _stacking_objective(judged, start, pull)
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(start), options=LBFGS)
+    if not found.success:
+        raise RuntimeError(f"stacking weights did not converge: {found.message}")
+    return found.x if found.x.any() else start
+
+
+def _stacking_objective(judged: JudgedScores, start: Floats, pull: float) -> Callable[[Floats], tuple[float, Floats]]:
+    """The mean loss of weights (M,) in nats, and its gradient."""
+    groups = torch.from_numpy(np.asarray(judged.groups, dtype=np.int64))
+    counts = torch.from_numpy(judged.weights) / num_choices(groups).clamp(min=1)
+    usual = np.nan_to_num(mean(judged.scores))[..., None]
+    scores = torch.from_numpy(np.where(np.isnan(judged.scores), usual, judged.scores))
+    centre = torch.from_numpy(start)
+    total = max(float(judged.weights.sum()), 1.0)
+
+    def objective(values: Floats) -> tuple[float, Floats]:
+        weights = torch.tensor(values, requires_grad=True)
+        loss = counts @ plackett_luce_loss(scores @ weights, groups) + pull / 2 * ((weights - centre) ** 2).sum()
+        loss = loss / total
+        (gradient,) = torch.autograd.grad(loss, weights)
+        return loss.item(), gradient.numpy()
+
+    return objective
+
+
+def _weights_of_mean(judged: JudgedScores) -> Floats:
+    """(M,) equal weights, with which the sum is the mean at the temperature of the highest likelihood."""
+    num_members = judged.num_members
+    alone = JudgedScores(mean(judged.scores)[..., None], judged.groups, judged.prompts, judged.weights)
+    return np.full(num_members, 1 / (num_members * member_checks.temperatures(alone)[0]))
+
+
+# What collapsing costs
+
+
+def effective_number(weights: ArrayLike) -> float:
+    """As many equally weighted members would have the same entropy as these, (M,) weights not negative."""
+    given = np.asarray(weights, dtype=np.float64)
+    shares = given / given.sum()
+    return float(np.exp(entr(shares).sum()))
+
+
+def describe_collapse(weights: ArrayLike, loss: float, stacking_loss: float) -> str | None:
+    """What to say where weights (M,) have gone to one member; nothing where they have not.
+
+    Args:
+        loss, stacking_loss: log-losses with these weights, and with stacking's, on held-out judgments, in nats.
+    """
+    given = np.asarray(weights, dtype=np.float64)
+    number = effective_number(given)
+    if len(given) < 2 or number >= COLLAPSED:
+        return None
+    said = (
+        f"Nearly all weight went to one member: the {len(given)} count for {number:.2f}. "
+        "Averaging by posterior weights selects as judgments grow, and does not combine."
+    )
+    cost = loss - stacking_loss
+    if not np.isfinite(cost):
+        return said
+    against = f"costs {cost:.3f} nats" if cost >= 0 else f"gains {-cost:.3f} nats"
+    return f"{said} On held-out judgments this {against} a judgment against stacking."
+
+
+def held_out_losses(judged: JudgedScores, rng: np.random.Generator, *, num_folds: int = 5) -> dict[str, Floats]:
+    """(B,) log-loss of each judgment, in nats per choice, by each method fitted on the other folds of prompts.
+
+    The methods are bayesian_average, in its form as a reward, pseudo_bma_plus in the same, stacking, and mean at its
+    best temperature.
+
+    Raises:
+        ValueError: there are fewer prompts than folds, or fewer than two folds.
+    """
+    num_prompts = len(np.unique(judged.prompts))
+    if not 2 <= num_folds <= num_prompts:
+        raise ValueError(f"num_folds {num_folds} must be at least 2, and at most the {num_prompts} prompts")
+    found: dict[str, Floats] = defaultdict(lambda: np.empty(len(judged)))
+    for is_held_out in _folds(judged.prompts, num_folds, rng):
+        held_out = judged.select(is_held_out)
+        for name, log_odds in _fitted(judged.select(~is_held_out), rng).items():
+            found[name][is_held_out] = -log_likelihood(_summed(held_out.scores, log_odds), held_out)
+    return dict(found)
+
+
+def _fitted(judged: JudgedScores, rng: np.random.Generator) -> dict[str, Floats]:
+    """(M,) log-odds in a unit of each member's score, by each method."""
+    own = member_checks.temperatures(judged)
+    told = log_likelihoods(judged, own)
+    return {
+        "bayesian_average": posterior_of(judged, own) / own,
+        "pseudo_bma_plus": _none_nothing(pseudo_bma_plus(told, judged.prompts, rng)) / own,
+        "stacking": stacking_weights(judged),
+        "mean": _weights_of_mean(judged),
+    }
+
+
+def _folds(prompts: Ints, num_folds: int, rng: np.random.Generator) -> Iterator[Bools]:
+    """(B,) which judgments are held out, of each fold: those on a prompt are in one."""
+    distinct, places = np.unique(prompts, return_inverse=True)
+    fold_of = (rng.permutation(len(distinct)) % num_folds)[places]
+    for fold in range(num_folds):
+        yield fold_of == fold
+
+
+def _summed(scores: Floats, log_odds: Floats) -> Floats:
+    """(..., M) -> (...,) rewards in nats; what is missing is made up for by the others."""
+    return log_odds.sum() * weighted_mean(scores, log_odds)
+
+
+def _none_nothing(shares: Floats) -> Floats:
+    kept = np.maximum(shares, SMALLEST)
+    return kept / kept.sum()
+
+
+def _are_copies(differences: Floats) -> bool:
+    """Whether two members' differences within prompts, (N, 2), are proportional, as far as both are known."""
+    first, second = differences[np.isfinite(differences).all(1)].T
+    size = np.sqrt((first @ first) * (second @ second))
+    return bool(size > 0 and first @ second >= ALIKE * size)
+
+
+def _told(log_likelihoods: ArrayLike) -> Floats:
+    told = np.asarray(log_likelihoods, dtype=np.float64)
+    if told.ndim != 2 or not told.shape[1]:
+        raise ValueError(f"log_likelihoods {told.shape} must be (B, M), M > 0")
+    return told
+
+
+def _positive(temperatures: ArrayLike, num_members: int) -> Floats:
+    own = np.asarray(temperatures, dtype=np.float64)
+    if own.shape != (num_members,) or not (np.isfinite(own) & (own > 0)).all():
+        raise ValueError(f"temperatures {own.shape} must be ({num_members},), finite and above zero")
+    return own
