@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from training.alignment.config import (
+    AverageWeightsConfig,
+    CombineConfig,
     ConfigError,
     EvaluateConfig,
     LearningCurveConfig,
+    PreviewJudgeConfig,
     RejectionSamplingConfig,
     RewardModelConfig,
     RunConfig,
@@ -104,6 +107,18 @@ def dispatch(config: RunConfig, run_dir: RunDir, stop: StopFlag) -> dict[str, An
             from training.alignment.scoring import score_comparisons  # noqa: PLC0415
 
             return score_comparisons(config, run_dir, stop)
+        case CombineConfig():
+            from training.alignment.combining import combine  # noqa: PLC0415
+
+            return combine(config, run_dir, stop)
+        case AverageWeightsConfig():
+            from training.alignment.combining import average_weights  # noqa: PLC0415
+
+            return average_weights(config, run_dir, stop)
+        case PreviewJudgeConfig():
+            from training.alignment.preview import preview_judge  # noqa: PLC0415
+
+            return preview_judge(config, run_dir, stop)
     raise ConfigError(f"kind: {config.kind} has no program")
 
 
