@@ -4,9 +4,11 @@ Whatever the way, they are saved as the plain weights of a sequence classifier, 
 whole: it can be taken up by another number of processes.
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -71,6 +73,15 @@ def classifier_state(model: PreTrainedModel) -> dict[str, Tensor]:
                 change = change.T if getattr(module, "fan_in_fan_out", False) else change
                 found[f"{name}.weight"] = found[f"{name}.weight"] + change  # the state may be the weights themselves
     return found
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256, in hex, of names, types, shapes and numbers, wherever they lie."""
+    found = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        found.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        found.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def training_state(module: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
