@@ -13,7 +13,6 @@ its members. Every score comes with the members' spread, the deviation of their 
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,7 +37,6 @@ from training.alignment.run_dir import file_digest, write_json
 from training.alignment.score_cache import ScoreCache
 
 ARRAYS, FUSION = "arrays.safetensors", "fusion"
-WEIGHTED = ("weighted_mean", "bayesian_average", "stacking")
 NUM_QUANTILES = 1001  # of each member's scores on the reference set, for its ranks
 
 
@@ -91,30 +89,24 @@ class Recipe:
         return ((raw - self.mean) / self.std).reshape(num, most)
 
     def _raw(self, standardised: Floats, features: Floats | None) -> Floats:
-        scores = standardised[:, self.is_used]
-        match self.method:
-            case "mean":
-                return ensemble.mean(scores)
-            case "median":
-                return ensemble.median(scores)
-            case "worst_case":
-                return ensemble.worst_case(scores)
-            case "uncertainty_weighted":
-                return ensemble.uncertainty_weighted(scores, self.settings["penalty"])
-            case "rank_aggregate":
-                assert self.reference is not None
-                return ensemble.rank_aggregate(scores, self.reference[:, self.is_used])
-            case "constrained":
-                place = self.settings["constraint"]
-                others = self.is_used & (np.arange(len(self.is_used)) != place)
-                objective, required = ensemble.mean(standardised[:, others]), standardised[:, place]
-                return ensemble.constrained(objective, required, self.settings["floor"], self.settings["slope"])
-            case "fusion":
-                assert self.network is not None
-                return self.network.score(scores, features)
-            case _:
-                assert self.weights is not None
-                return ensemble.weighted_mean(scores, self.weights[self.is_used])
+        """(N, M) -> (N,) combined, with a mean and a deviation of its own."""
+        scores, used = standardised[:, self.is_used], self.is_used
+        if self.network is not None:
+            return self.network.score(scores, features)
+        if self.reference is not None:
+            return ensemble.rank_aggregate(scores, self.reference[:, used])
+        if self.weights is not None:
+            return ensemble.aspect_weighted(scores, self.weights[used])
+        if self.method == "constrained":
+            place = self.settings["constraint"]
+            objective = ensemble.mean(standardised[:, used & (np.arange(len(used)) != place)])
+            required = standardised[:, place]
+            return ensemble.constrained(objective, required, self.settings["floor"], self.settings["slope"])
+        if self.method == "uncertainty_weighted":
+            return ensemble.uncertainty_weighted(scores, self.settings["penalty"])
+        return {"mean": ensemble.mean, "median": ensemble.median, "worst_case": ensemble.worst_case}[self.method](
+            scores
+        )
 
 
 def margins_of(scores: Floats, judged: JudgedScores) -> tuple[Floats, Floats]:
@@ -243,6 +235,7 @@ def fit_recipe(
     method: str,
     judged: JudgedScores,
     standardisation: Standardisation,
+    *,
     is_used: Bools,
     reference: Floats,
     config: CombineConfig,
@@ -257,26 +250,31 @@ def fit_recipe(
     Raises:
         ConfigError: `method` needs something that the configuration does not give.
     """
-    recipe = Recipe(method, standardisation, is_used)
     mine = judged.with_members(is_used)
+    learned: dict[str, Any] = {}
     match method:
         case "uncertainty_weighted":
-            return replace(recipe, settings={"penalty": config.penalty})
+            learned["settings"] = {"penalty": config.penalty}
         case "rank_aggregate":
-            return replace(recipe, reference=_quantiles(standardisation.apply(reference)))
+            learned["reference"] = _quantiles(standardisation.apply(reference))
         case "bayesian_average":
             own = temperatures(mine)
-            return replace(recipe, weights=_spread_out(posterior_of(mine, own) / own, is_used))
+            learned["weights"] = _spread_out(posterior_of(mine, own) / own, is_used)
         case "stacking":
-            return replace(recipe, weights=_spread_out(stacking_weights(mine), is_used))
+            learned["weights"] = _spread_out(stacking_weights(mine), is_used)
         case "fusion":
-            network = fit_fusion(
+            learned["network"] = fit_fusion(
                 mine if config.has_gate else replace(mine, features=None),
                 FusionConfig(has_gate=config.has_gate, is_monotone=config.is_monotone, seed=config.seed),
             )
-            return replace(recipe, network=network)
-        case _:
-            return recipe
+        case "weighted_mean":
+            learned["weights"] = np.where(is_used, config.member_weights, 0.0)
+        case "constrained":
+            if not is_used[config.constraint - 1] or is_used.sum() < 2:
+                raise ConfigError("constraint: that member, or every other one, is broken")
+            settings = {"constraint": config.constraint - 1, "floor": config.floor, "slope": config.slope}
+            learned["settings"] = settings
+    return Recipe(method, standardisation, is_used, **learned)
 
 
 def _quantiles(scores: Floats) -> Floats:

@@ -12,20 +12,18 @@ One member is in memory at a time.
 """
 
 import hashlib
-import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
 
 from training.alignment import ensemble, measures
 from training.alignment.bayesian_averaging import describe_collapse
-from training.alignment.combiner import Combiner, Recipe, fit_recipe, margins_of, member_paths
+from training.alignment.combiner import Combiner, Recipe, fit_recipe, member_paths
 from training.alignment.config import (
     COMBINING,
     AverageWeightsConfig,
@@ -38,14 +36,14 @@ from training.alignment.config import (
     split_names,
 )
 from training.alignment.ensemble import Bools, Floats, Ints, JudgedScores, Standardisation
+from training.alignment.evaluation import prompt_key
 from training.alignment.fusion import gate_groups
 from training.alignment.measures import Clustered, Figure
 from training.alignment.member_checks import problems, temperatures
 from training.alignment.member_config import ImplicitRewardMember, RewardModelMember, is_member, read_member
-from training.alignment.evaluation import prompt_key
 from training.alignment.preferences import PromptedResponses, RankedResponses, read_rankings
 from training.alignment.prompt_features import PromptFeatures
-from training.alignment.reward import COMBINER, OVERALL, Reward, load_reward, score_cache
+from training.alignment.reward import COMBINER, OVERALL, load_reward, score_cache
 from training.alignment.reward_model import join_processes, score_rankings
 from training.alignment.run_dir import RunDir, StopFlag, replace_folder, write_json
 from training.alignment.score_cache import ScoreCache
@@ -79,7 +77,13 @@ def combine(config: CombineConfig, run_dir: RunDir, stop: StopFlag) -> dict[str,
     columns: list[list[list[float]]] = []
     for number, path in enumerate(everyone):
         reward = load_reward(path, accelerator.device, max_tokens=config.max_tokens, aspect=config.aspect, cache=cache)
-        columns.append(_scores(accelerator, reward, rankings, run_dir, stop, number, len(everyone)))
+        own = []
+        for chunk in score_rankings(accelerator, reward, rankings, stop):
+            own += [scored.scores for scored in chunk]
+            if accelerator.is_main_process:
+                progress = SCORING_SHARE * (number + len(own) / len(rankings)) / len(everyone)
+                run_dir.log(step=number, phase="score", progress=progress)
+        columns.append(own)
         digests.append(reward.digest)
         del reward
     run = _Combining(config, paths, rankings, columns[: len(paths)])
@@ -168,25 +172,6 @@ def trained_on(path: Path) -> set[str]:
     return found | {prompt_digest(ranked) for ranked in read_rankings(preferences) if ranked.split in splits}
 
 
-def _scores(
-    accelerator: Accelerator,
-    reward: Reward,
-    rankings: Sequence[RankedResponses],
-    run_dir: RunDir,
-    stop: StopFlag,
-    number: int,
-    num_members: int,
-) -> list[list[float]]:
-    """(K,) log-odds of each ranking's responses by one member."""
-    found: list[list[float]] = []
-    for chunk in score_rankings(accelerator, reward, rankings, stop):
-        found += [scored.scores for scored in chunk]
-        if accelerator.is_main_process:
-            progress = SCORING_SHARE * (number + len(found) / len(rankings)) / num_members
-            run_dir.log(step=number, phase="score", progress=progress)
-    return found
-
-
 # Fitting and measuring
 
 
@@ -261,7 +246,7 @@ class _Combining:
         used = self.is_used if is_used is None else is_used
         judged = self.judged.select(which)
         reference, rows = self._responses(which)
-        recipe = fit_recipe(method, judged, self.standardisation, used, reference, self.config)
+        recipe = fit_recipe(method, judged, self.standardisation, is_used=used, reference=reference, config=self.config)
         features = None if self.judged.features is None else self.judged.features[rows]
         return recipe.normalised(reference, features, judged)
 
@@ -280,7 +265,7 @@ class _Combining:
 
     @cached_property
     def combined(self) -> dict[str, Floats]:
-        return {method: self.held_out(method) for method in COMBINING}
+        return {method: self.held_out(method) for method in dict.fromkeys([*COMBINING, self.config.method])}
 
     @cached_property
     def by_member(self) -> list[Floats]:
@@ -315,9 +300,9 @@ class _Combining:
             "cross_fitted": len(self.folds) if config.num_folds else 0,
             "incumbent": config.incumbent or None,
             "members": members,
-            "combiners": [self._combiner(method, best) for method in COMBINING],
+            "combiners": [self._combiner(method, best) for method in self.combined],
             "correlation": self._correlation(),
-            "leave_one_out": [self._without(number) for number in self._usable()] if self.is_used.sum() > 1 else [],
+            "leave_one_out": self._leave_one_out(),
             "gate": self._gate(),
             "disagreements": self._disagreements(),
         }
@@ -370,7 +355,7 @@ class _Combining:
         return describe_collapse(shares / shares.sum(), losses[method], losses["stacking"])
 
     def _pairs(self, log_odds: Floats) -> tuple[Floats, Ints]:
-        """Margins of measured, ordered pairs, (N,), nan where one has no score, and the number of each pair's prompt."""
+        """(N,) margins of measured, ordered pairs, nan where one has no score, and (N,) the number of their prompt."""
         measured = self.judged.select(self._measured())
         pairs = replace(measured, scores=log_odds[self._measured()][:, :, None], features=None).ordered_pairs()
         return pairs.margins[:, 0], measured.prompts[pairs.rankings]
@@ -396,6 +381,11 @@ class _Combining:
             "mcnemar_p": measures.mcnemar(int(((own > 0) & (other <= 0)).sum()), int(((own <= 0) & (other > 0)).sum())),
             "num_pairs": len(own),
         }
+
+    def _leave_one_out(self) -> list[dict[str, Any]]:
+        """What is set by hand is set for all members."""
+        is_learned = self.config.method in COMBINING and self.is_used.sum() > 1
+        return [self._without(number) for number in self._usable()] if is_learned else []
 
     def _without(self, number: int) -> dict[str, Any]:
         """What the chosen method gains by having a member."""
@@ -475,9 +465,9 @@ def _one_each(found: Sequence[tuple[float, int, int, int]]) -> Iterator[tuple[fl
 
 
 def _shares(recipe: Recipe, names: Sequence[str]) -> dict[str, float] | None:
-    if recipe.weights is None or not recipe.weights.sum() > 0:
+    if recipe.weights is None:
         return None
-    shares = recipe.weights / recipe.weights.sum()
+    shares = recipe.weights / np.abs(recipe.weights).sum()
     return {name: float(share) for name, share in zip(names, shares, strict=True)}
 
 

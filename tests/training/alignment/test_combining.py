@@ -215,3 +215,40 @@ def test_what_cannot_be_combined_is_said(config, tmp_path, changes, message):
     wrong = dataclasses.replace(config, **changes)
     with pytest.raises(ConfigError, match=message):
         combine(wrong, RunDir.create(tmp_path / "run", wrong), StopFlag())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "weighted_mean", "weights": "1, 2"}, "weights: 2 numbers for 4 members"),
+        ({"method": "weighted_mean", "weights": "1, 2, x, 3"}, "weights: '1, 2, x, 3' are not numbers"),
+        ({"method": "weighted_mean", "weights": "0, 0, 0, 0"}, "weights: are not all finite, or are all zero"),
+        ({"method": "constrained", "constraint": 5}, "constraint: 5 is none of the 4 members"),
+        ({"num_folds": 1}, "num_folds: 1 leaves nothing to fit on"),
+    ],
+)
+def test_what_is_set_by_hand_must_fit_the_members(config, changes, message):
+    with pytest.raises(ConfigError) as caught:
+        dataclasses.replace(config, **changes)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "weighted_mean", "weights": "2, 1, -0.5, 0"},
+        {"method": "constrained", "constraint": 2, "floor": 0.5},
+        {"method": "rank_aggregate"},
+        {"method": "fusion"},
+    ],
+)
+def test_each_way_of_combining_is_loaded_as_it_was_saved(config, tmp_path, preferences, changes):
+    chosen = dataclasses.replace(config, **changes)
+    run_dir = RunDir.create(tmp_path / "run", chosen)
+
+    result = combine(chosen, run_dir, StopFlag())
+
+    evaluation = EvaluateConfig(preferences=str(preferences), reward_model=str(run_dir.model), split="test")
+    found = evaluate(evaluation, RunDir.create(tmp_path / "evaluation", evaluation), StopFlag())
+    assert found["accuracy"] == pytest.approx(result["accuracy"])
+    assert found["log_loss"] == pytest.approx(result["log_loss"], abs=1e-5)
