@@ -193,9 +193,13 @@ def encode_to_score(tokenizer: PreTrainedTokenizerBase, messages: Messages, resp
     return Scorable(ids[:num_begin] + ids[num_begin + num_dropped :], num_dropped, is_cut=excess > droppable)
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages, max_length: int) -> list[int]:
-    """A prompt as the tokens after which a model writes its response; a longer one loses its beginning."""
-    return _truncate(tokenizer, _render(tokenizer, messages, add_generation_prompt=True), max_length)
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages, max_length: int, **options: Any) -> list[int]:
+    """A prompt as the tokens after which a model writes its response; a longer one loses its beginning.
+
+    Args:
+        options: what the tokenizer's own chat template takes, such as `enable_thinking`; others leave it unread.
+    """
+    return _truncate(tokenizer, _render(tokenizer, messages, add_generation_prompt=True, **options), max_length)
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -299,7 +303,9 @@ def _text(value: Any, field: str) -> str:
     return value
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generation_prompt: bool = False) -> list[int]:
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generation_prompt: bool = False, **options: Any
+) -> list[int]:
     try:
         ids = tokenizer.apply_chat_template(
             [{"role": message["role"], "content": _without_surrogates(message["content"])} for message in messages],
@@ -307,6 +313,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generati
             add_generation_prompt=add_generation_prompt,
             sanitize_control_tokens=True,
             return_dict=False,
+            **options,
         )
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
