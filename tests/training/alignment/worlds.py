@@ -16,6 +16,9 @@ Floats = NDArray[np.float64]
 NUM_TOPICS = 5
 NUM_FEATURES = 16
 SHARPNESS = 3.0  # nats that a truth of 1 is worth to the people who judge
+BEST_OF = 2 ** np.arange(14)
+NUM_VOTES, FLIP_RATE = 800, 0.25
+NUM_GOOD, NUM_HARMFUL = 8, 60
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,42 @@ def one_right(rng: np.random.Generator, num_prompts: int, **options: float) -> W
     return draw(rng, num_prompts, np.diag([0.3, 3.0, 3.0, 3.0, 3.0]) ** 2, **options)
 
 
+def exploitable(rng: np.random.Generator, *, num_members: int = 5, is_shared: bool = False) -> tuple[Floats, Floats]:
+    """(N, M) standardised scores and (N,) true worth of responses in which rare things do harm, from which to choose.
+
+    Each member is fitted to 800 votes, a quarter of them the wrong way round, in which each of the 60 harmful things
+    occurs about six times: so it takes some of them for good, and among many responses there are always some with them.
+
+    Args:
+        is_shared: all members are fitted to resamples of the same votes, so they share the votes' mistakes.
+    """
+    worth = np.concatenate([rng.normal(size=NUM_GOOD) / np.sqrt(NUM_GOOD), np.full(NUM_HARMFUL, -3.0)])
+
+    def responses(number: int) -> Floats:
+        return np.hstack([rng.normal(size=(number, NUM_GOOD)), rng.random((number, NUM_HARMFUL)) < 0.004])
+
+    def votes() -> Floats:
+        differences = responses(NUM_VOTES) - responses(NUM_VOTES)
+        is_first = rng.random(NUM_VOTES) < 1 / (1 + np.exp(-2 * differences @ worth))
+        is_first ^= rng.random(NUM_VOTES) < FLIP_RATE
+        return np.where(is_first[:, None], differences, -differences)
+
+    common = votes()
+    own = [common[rng.integers(NUM_VOTES, size=NUM_VOTES)] if is_shared else votes() for _ in range(num_members)]
+    offered = responses(8 * BEST_OF[-1])
+    scores = offered @ np.stack([_fitted(one) for one in own], axis=1)
+    return (scores - scores.mean(0)) / scores.std(0), offered @ worth
+
+
+def best_of(scores: Floats, worth: Floats) -> Floats:
+    """(14,) the mean worth of the response with the highest score among 1, 2, 4, … 8192."""
+    found = []
+    for size in BEST_OF:
+        chosen = scores.reshape(-1, size).argmax(1)
+        found.append(np.take_along_axis(worth.reshape(-1, size), chosen[:, None], 1).mean())
+    return np.array(found)
+
+
 def broken(judged: JudgedScores, kind: str, member: int = 0) -> JudgedScores:
     """The same judgments with one member constant, flipped or missing."""
     scores = judged.scores.copy()
@@ -112,6 +151,16 @@ def accuracy(rewards: Floats, truth: Floats) -> float:
     one, other = np.triu_indices(truth.shape[1], 1)
     agreement = np.sign(rewards[:, one] - rewards[:, other]) * np.sign(truth[:, one] - truth[:, other])
     return float(np.mean((1 + agreement) / 2))
+
+
+def _fitted(differences: Floats, ridge: float = 0.9) -> Floats:
+    """The weights with which the first of each pair is likeliest to be preferred, by Newton's method."""
+    weights = np.zeros(differences.shape[1])
+    for _ in range(8):
+        wrong = 1 / (1 + np.exp(differences @ weights))
+        curvature = (differences.T * (wrong * (1 - wrong))) @ differences + ridge * np.eye(len(weights))
+        weights += np.linalg.solve(curvature, wrong @ differences - ridge * weights)
+    return weights
 
 
 def _root(covariance: Floats) -> Floats:
