@@ -1,11 +1,9 @@
 """Freeze, train, watch. Everything is shown read-only; buttons are views of their own that call services."""
 
-from http import HTTPMethod
 from typing import Any
 
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
-from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect
 from django.template.response import TemplateResponse
@@ -14,15 +12,26 @@ from django.utils.dateformat import format as date_format
 from django.utils.decorators import method_decorator
 from django.utils.html import format_html
 from django.utils.timezone import localtime
-from django.views.decorators.http import require_http_methods, require_POST, require_safe
+from django.views.decorators.http import require_POST, require_safe
 
 from annotate.admin import ProjectFilter
 from annotate.guidance import Asked
 from annotate.models import Project
-from training import combination_queries, comparison_queries, guidance, queries, report_queries, services
+from training import (
+    combination_queries,
+    comparison_queries,
+    guidance,
+    promotion_queries,
+    queries,
+    report_queries,
+    services,
+)
+from training.admin_pages import PageAdmin, get_or_post, is_id
 from training.alignment.config import CONFIGS
 from training.forms import BASIC_FIELDS, FreezeForm, RunForm
-from training.models import PreferenceSet, TrainingRun
+from training.member_admin import MemberAdmin
+from training.models import Member, PreferenceSet, Promotion, TrainingRun
+from training.promotion_admin import PromotionAdmin
 
 Context = dict[str, Any] | None
 Kind = TrainingRun.Kind
@@ -33,39 +42,12 @@ BUTTONS = {
     Kind.EVALUATE: "Evaluate",
     Kind.SFT: "Supervised fine-tuning",
     Kind.SCORE_COMPARISONS: "Guide annotation",
+    Kind.COMBINE: "Combine rewards",
+    Kind.AVERAGE_WEIGHTS: "Average weights",
 }  # a kind without a button is started at the command line
 OF_PREFERENCE_SETS = {kind: label for kind, label in BUTTONS.items() if kind not in services.NEEDS_PROJECT}
-get_or_post = require_http_methods([HTTPMethod.GET, HTTPMethod.HEAD, HTTPMethod.POST])
-
-
-class PageAdmin(admin.ModelAdmin):
-    """A list, and pages of our own in place of Django's forms. Nothing is deleted: runs and sets name each other."""
-
-    actions = None
-    show_full_result_count = False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        return self.model._default_manager.for_user(request.user)
-
-    def get(self, request: HttpRequest, pk: Any) -> Any:
-        """What this user may see under that number, else 404."""
-        if not self.has_view_permission(request):
-            raise PermissionDenied
-        visible = self.get_queryset(request).select_related("project", "created_by")
-        found = visible.filter(pk=pk).first() if _is_id(pk) else None
-        if found is None:
-            raise Http404
-        return found
-
-    def page(self, request: HttpRequest, template: str, **context: Any) -> TemplateResponse:
-        shared = {**self.admin_site.each_context(request), "opts": self.opts}
-        return TemplateResponse(request, f"admin/training/{self.opts.model_name}/{template}", {**shared, **context})
-
-    def may_start(self, request: HttpRequest) -> bool:
-        return bool(request.user.has_perm("training.add_trainingrun"))
+admin.site.register(Member, MemberAdmin)
+admin.site.register(Promotion, PromotionAdmin)
 
 
 def _asked(request: HttpRequest, kind: str) -> dict[str, str]:
@@ -82,10 +64,6 @@ def _told_asked(asked: Asked) -> str:
         return f"Nothing new to send to annotators: {open_already or 'the project has none of these pairs'}."
     sent = f"{num_sent} sent to annotators: {asked.num_new} new comparisons, {asked.num_further} asked once more"
     return f"{sent}; {open_already}." if open_already else f"{sent}."
-
-
-def _is_id(pk: Any) -> bool:
-    return isinstance(pk, int) or (pk.isdecimal() and len(pk) < 19)
 
 
 @admin.register(PreferenceSet)
@@ -220,6 +198,9 @@ class TrainingRunAdmin(PageAdmin):
         context = {"run": run, "page": page, "report": report, "combination": combination, "may_cancel": may_cancel}
         context["curve"] = report_queries.learning_curve(run)
         context["may_ask"] = request.user.has_perm("annotate.change_project")
+        context["promotion"] = promotion_queries.box(run, request.user)
+        context["may_promote"] = request.user.has_perm("training.add_promotion")
+        context["may_start"] = self.may_start(request)
         context["may_see_comparisons"] = request.user.has_perm("annotate.view_comparison")
         if run.is_policy and context["may_ask"]:
             context["projects"] = Project.objects.for_user(request.user)
@@ -235,7 +216,7 @@ class TrainingRunAdmin(PageAdmin):
         preference_set = next((one for one in sets if str(one.pk) == asked), None if asked else next(iter(sets), None))
         if asked and preference_set is None:
             raise Http404
-        chosen = {int(pk) for pk in request.GET.getlist("run") if _is_id(pk)}
+        chosen = {int(pk) for pk in request.GET.getlist("run") if is_id(pk)}
         return self.page(
             request,
             "compare.html",
@@ -267,7 +248,7 @@ class TrainingRunAdmin(PageAdmin):
         run = self.get(request, pk)
         after, first = (request.GET.get(name, "") for name in ("after", "first"))
         series = queries.metric_series(
-            run, after=int(after) if _is_id(after) else 0, first=int(first) if _is_id(first) else None
+            run, after=int(after) if is_id(after) else 0, first=int(first) if is_id(first) else None
         )
         return JsonResponse(series)
 
@@ -287,7 +268,7 @@ class TrainingRunAdmin(PageAdmin):
         if not request.user.has_perm("annotate.change_project"):
             raise PermissionDenied
         asked = request.POST.get("project", "")
-        project = get_object_or_404(Project.objects.for_user(request.user), pk=asked if _is_id(asked) else 0)
+        project = get_object_or_404(Project.objects.for_user(request.user), pk=asked if is_id(asked) else 0)
         if not run.is_policy:
             raise Http404
         services.answer_live(run=run, project=project)

@@ -7,7 +7,7 @@ from typing import Any
 from django import forms
 
 from annotate.models import Project
-from training import queries, references, services
+from training import promotion_queries, queries, references, services
 from training.alignment.config import CONFIGS, ConfigError
 from training.models import PreferenceSet, TrainingRun
 
@@ -18,7 +18,10 @@ BASIC_FIELDS = {
     "rejection_sampling": ("policy", "reward_model", "held_out_reward_model", "num_samples"),
     "sft": ("policy", "num_epochs"),
     "score_comparisons": ("reward_models", "num_pairs"),
+    "combine": ("members", "method", "incumbent"),
+    "average_weights": ("models",),
 }
+IN_USE_FIELDS = {"rejection_sampling": "reward_model", "combine": "incumbent"}  # what the current reward model fills in
 MAX_OFFERED_MEMBERS = 5
 FILE_FIELDS = {"preferences", "examples", "responses"}  # a form names preference sets, never files on the server
 THE_RUN = "Memory, speed and the run"
@@ -28,12 +31,14 @@ GROUPS = {
         *("num_epochs", "learning_rate", "batch_size", "warmup_ratio", "weight_decay", "dropout"),
         *("eval_steps", "patience"),
     ),
-    "Loss": ("loss", "ties", "margin", "label_smoothing", "centring"),
+    "Loss": ("loss", "ties", "margin", "label_smoothing", "centring", "length", "length_penalty"),
     "Annotators and noise": ("annotators", "flip_rate", "learn_flip_rate"),
     "Sampling": (
         *("num_prompts", "num_held_out_prompts", "temperature", "top_p", "max_new_tokens"),
         "generation_batch_size",
     ),
+    "Fitting and measuring": ("num_folds", "penalty"),
+    "Fusion": ("has_gate", "is_monotone", "prompt_encoder"),
 }  # of a form's further settings; what none of them names stands under THE_RUN, at the end
 SHORT_NAMES = {
     "reward_model": "reward-model",
@@ -42,6 +47,8 @@ SHORT_NAMES = {
     "rejection_sampling": "best-of-n",
     "sft": "sft",
     "score_comparisons": "guidance",
+    "combine": "combination",
+    "average_weights": "average",
 }
 
 
@@ -105,8 +112,17 @@ class RunForm(forms.Form):
         self.config_names = [item.name for item in dataclasses.fields(CONFIGS[kind]) if item.name not in FILE_FIELDS]
         for item in dataclasses.fields(CONFIGS[kind]):
             if item.name in self.config_names:
-                self.fields[item.name] = _field(item, user)
+                self.fields[item.name] = config_field(item, user, references.MODEL_FIELDS.get(item.name))
         self.initial = {"key": uuid.uuid4(), "name": _next_name(kind), self.source: offered.first(), **self.initial}
+        self._offer_what_is_in_use()
+
+    def _offer_what_is_in_use(self) -> None:
+        field = IN_USE_FIELDS.get(self.kind)
+        promotion = promotion_queries.current_for(self.initial["preference_set"], self.user) if field else None
+        if field and promotion:
+            self.initial.setdefault(field, promotion_queries.written(promotion, self.user))
+            in_use = f"{promotion.run} is the current reward model of {promotion.project}."
+            self.fields[field].help_text = f"{self.fields[field].help_text} {in_use}"
 
     @property
     def basic(self) -> list[forms.BoundField]:
@@ -144,13 +160,13 @@ class RunForm(forms.Form):
             return None
 
 
-def _field(item: "dataclasses.Field[Any]", user: Any) -> forms.Field:
-    """The form field of a configuration's field, with its help and its limits."""
+def config_field(item: "dataclasses.Field[Any]", user: Any, taken: references.Taken | None = None) -> forms.Field:
+    """The form field of a configuration's field, with its help and its limits; `taken` where it names a model."""
     told = item.metadata
     common: dict[str, Any] = {"label": queries.words(item.name), "help_text": told["help"], "initial": item.default}
     limits = {"min_value": told["minimum"], "max_value": told["maximum"]}
-    if item.name in references.MODEL_FIELDS:
-        return _model_field(item.name, user, common)
+    if taken is not None:
+        return _model_field(item.name, references.names_taken(taken, user), common)
     if told["choices"]:
         return forms.ChoiceField(choices=[(choice, choice) for choice in told["choices"]], **common)
     if item.type is bool:
@@ -162,9 +178,8 @@ def _field(item: "dataclasses.Field[Any]", user: Any) -> forms.Field:
     return forms.CharField(max_length=500, **common)
 
 
-def _model_field(name: str, user: Any, common: dict[str, Any]) -> forms.CharField:
-    """Free text, for any folder or Hugging Face id, with the names of usable runs to choose from."""
-    names = references.usable_names(name, user)
+def _model_field(name: str, names: list[str], common: dict[str, Any]) -> forms.CharField:
+    """Free text, for any folder or Hugging Face id, with the names of usable runs and members to choose from."""
     is_ensemble = name in references.ENSEMBLE_FIELDS
     is_optional = name in references.OPTIONAL_FIELDS
     attributes = {"list": f"{name}-runs", "autocomplete": "off", "spellcheck": "false"}

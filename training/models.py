@@ -230,6 +230,7 @@ class Member(models.Model):
 
     class Meta:
         ordering = ("-id",)
+        verbose_name = "reward member"
         constraints = (
             models.UniqueConstraint(fields=("project", "name"), name="member_name_once"),
             models.UniqueConstraint(
@@ -306,6 +307,9 @@ class Promotion(models.Model):
         if not self._state.adding:
             raise TypeError("A promotion never changes; promote another run.")
         super().save(*args, **kwargs)
+
+    def delete(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("A promotion never changes; promote another run.")
 
     @property
     def incumbent(self) -> TrainingRun | None:

@@ -15,7 +15,7 @@ from annotate.identity import messages_digest
 from annotate.models import OVERALL, Figures
 from training import launch, references
 from training.alignment.config import CONFIGS, split_names
-from training.models import Metric, PreferenceSet, RunEvent, TrainingRun
+from training.models import Member, Metric, PreferenceSet, RunEvent, TrainingRun
 
 NUM_LOG_LINES = 100
 NUM_SAMPLES = 6
@@ -247,17 +247,20 @@ def config_lines(run: TrainingRun) -> list[Line]:
     """The configuration with each field's help; a folder that a run saved is shown as that run."""
     values = {item: run.config[item.name] for item in fields(CONFIGS[run.kind]) if item.name in run.config}
     parts = {item.name: _parts(item.name, value) for item, value in values.items()}
-    saved = saving_runs([part for own in parts.values() for part in own])
-    return [_config_line(item, parts[item.name], saved) for item in values]
+    everything = [part for own in parts.values() for part in own]
+    saved, registered = saving_runs(everything), registered_members(everything)
+    return [_config_line(item, parts[item.name], saved, registered) for item in values]
 
 
 def _parts(name: str, value: Any) -> list[str]:
     """The members of an ensemble; of anything else, the one value as text."""
-    return split_names(value) if name in references.ENSEMBLE_FIELDS else [_plain(value)]
+    return split_names(value) if name in references.ENSEMBLE_FIELDS else [plain(value)]
 
 
-def _config_line(item: "Field[Any]", parts: list[str], saved: dict[str, "SavingRun"]) -> Line:
-    text = ", ".join(saved[part].told if part in saved else part for part in parts)
+def _config_line(
+    item: "Field[Any]", parts: list[str], saved: dict[str, "SavingRun"], registered: dict[str, str]
+) -> Line:
+    text = ", ".join(saved[part].told if part in saved else registered.get(part, part) for part in parts)
     only = saved[parts[0]].pk if len(parts) == 1 and parts[0] in saved else None
     return Line(words(item.name), text, item.metadata.get("help", ""), only)
 
@@ -289,7 +292,15 @@ def _saved_by(value: str) -> int | None:
     return int(number) if model == "model" and number.isdecimal() else None
 
 
-def _plain(value: Any) -> str:
+def registered_members(values: Sequence[str]) -> dict[str, str]:
+    """By a member's folder, the name of the newest member that is in it; what is no member's folder is left out."""
+    folder = Path(settings.MEMBERS_DIR).resolve()
+    digests = {Path(value).name: value for value in values if Path(value).parent == folder}
+    found = Member.objects.filter(digest__in=digests).select_related("project").order_by("pk")
+    return {digests[member.digest]: str(member) for member in found} if digests else {}
+
+
+def plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

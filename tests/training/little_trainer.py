@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from training.alignment.run_dir import RunDir
 
@@ -22,6 +23,8 @@ def main() -> None:
     config = run_dir.config()
     if config.kind == "score_comparisons":
         return score(run_dir)
+    if config.kind == "preview_judge":
+        return preview(run_dir)
     sys.stdout.write(f"\x1b[31mlittle trainer\x1b[0m {config.aspect}\n")
     sys.stdout.flush()
     num_steps = int(config.num_epochs)
@@ -109,6 +112,29 @@ def score(run_dir: RunDir) -> None:
             file.write(json.dumps({"id": row["id"], "scores": [liked, [-one for one in liked]]}) + "\n")
     run_dir.log(step=len(rows), phase="score", progress=1.0)
     run_dir.write_result({"num_members": 2, "num_prompts": len(rows)})
+
+
+def preview(run_dir: RunDir) -> None:
+    """A judge that likes the first response best."""
+    rows = [json.loads(line) for line in (run_dir.path / "prompts.jsonl").read_text().splitlines()]
+    (run_dir.path / "preview.json").write_text(json.dumps([_tried(row) for row in rows]))
+    run_dir.log(step=len(rows), phase="preview", progress=1.0)
+    run_dir.write_result({"num_comparisons": len(rows), "num_questions": 2 * len(rows), "seconds": 0.5})
+
+
+def _tried(row: dict[str, Any]) -> dict[str, Any]:
+    texts = [response["content"] for response in row["responses"]]
+    told = {"reply": None, "failure": None, "is_truncated": False}
+    questions = [
+        {"responses": [place], "text": f"Rate this: {text}", "value": 9.0 - place, "probabilities": {"9": 0.75}, **told}
+        for place, text in enumerate(texts)
+    ]
+    return {
+        "id": row["id"],
+        "seconds": 0.25,
+        "scores": [9.0 - place for place in range(len(texts))],
+        "questions": questions,
+    }
 
 
 def _until(condition) -> None:

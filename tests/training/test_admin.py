@@ -232,7 +232,7 @@ def test_start_page_groups_its_further_settings(staff: Client):
     form = staff.get(start_url("reward_model")).context["form"]
     groups = {title: [field.name for field in fields] for title, fields in form.advanced.items()}
     assert list(groups) == ["Data", "Schedule", "Loss", "Annotators and noise", THE_RUN]
-    assert groups["Loss"] == ["loss", "ties", "margin", "label_smoothing", "centring"]
+    assert groups["Loss"] == ["loss", "ties", "margin", "label_smoothing", "centring", "length", "length_penalty"]
     assert {"seed", "packing", "precision", "lora_rank"} <= set(groups[THE_RUN])
     shown = [field.name for field in form.basic] + [name for names in groups.values() for name in names]
     assert sorted(shown) == sorted(set(form.fields) - {"key"})
@@ -327,6 +327,8 @@ def test_page_of_a_preference_set_offers_no_guidance(staff: Client):
         "rejection_sampling",
         "evaluate",
         "sft",
+        "combine",
+        "average_weights",
     ]
 
 
@@ -339,6 +341,8 @@ def test_choose_page_names_every_kind(staff: Client):
         "evaluate",
         "sft",
         "score_comparisons",
+        "combine",
+        "average_weights",
     ]
     assert staff.post(reverse("admin:training_trainingrun_add")).status_code == 405
 

@@ -34,6 +34,7 @@ class Migration(migrations.Migration):
                 ('project', models.ForeignKey(blank=True, help_text='None: it can be used with every project.', null=True, on_delete=django.db.models.deletion.PROTECT, related_name='reward_members', to='annotate.project')),
             ],
             options={
+                'verbose_name': 'reward member',
                 'ordering': ('-id',),
                 'constraints': [models.UniqueConstraint(fields=('project', 'name'), name='member_name_once'), models.UniqueConstraint(condition=models.Q(('project__isnull', True)), fields=('name',), name='member_name_once_without_project')],
             },
