@@ -209,12 +209,15 @@ def combination(run: TrainingRun) -> Combination | None:
 
 
 class _Names:
-    """Members as people know them: by the run that saved one, where one did; else by the end of a folder's path."""
+    """Members as people know them: by the run that saved one or the name it is registered under, else by its folder."""
 
     def __init__(self, paths: Mapping[str, str]) -> None:
         saved = queries.saving_runs(list(paths.values()))
+        registered = queries.registered_members(list(paths.values()))
         self._named = {
-            name: Named(saved[path].told, saved[path].pk) if path in saved else Named(_short(name))
+            name: Named(saved[path].told, saved[path].pk)
+            if path in saved
+            else Named(registered.get(path) or _short(name))
             for name, path in paths.items()
         }
 

@@ -96,15 +96,17 @@ def _paired_query(user: Any, runs: Sequence[TrainingRun]) -> str:
     models = [str(_evaluated(run)) for run in runs]
     if models[0] == models[1]:
         return ""
-    first, second = _as_a_person_writes(user, models)
+    first, second = as_a_person_writes(user, models)
     asked = {"preference_set": runs[0].preference_set_id, "reward_model": first, "other_reward_model": second}
     return urlencode(asked)
 
 
-def _as_a_person_writes(user: Any, models: Sequence[str]) -> list[str]:
+def as_a_person_writes(user: Any, models: Sequence[str]) -> list[str]:
     """Models by the names of the runs that saved them, where such a name stands for that run."""
     saved = queries.saving_runs(models)
-    named = references.usable_runs("reward_model", user).filter(name__in=[run.name for run in saved.values()])
+    names = [run.name for run in saved.values()]
+    members = references.members_of(user).active().filter(name__in=names).values("name")  # they come before runs
+    named = references.usable_runs("reward_model", user).filter(name__in=names).exclude(name__in=members)
     meant = dict(named.order_by("pk").values_list("name", "pk"))  # of runs of one name the newest
     return [
         saved[model].name if model in saved and meant.get(saved[model].name) == saved[model].pk else model

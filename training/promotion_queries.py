@@ -1,0 +1,343 @@
+"""Which reward model is a project's current one, and whether another may take its place.
+
+The gate, on held-out judgments of the project:
+
+- against the current reward model, on the same pairs: neither the accuracy nor the log-likelihood may be worse beyond
+  chance, that is, no 95 % interval of a gain may lie below zero as a whole;
+- where no reward model is in use yet: the accuracy's 95 % interval must lie above a coin's as a whole.
+
+What was measured is read from the report of a run: the combination itself, where it was told of the current reward
+model, or the newest evaluation of both. An evaluation counts if it is on the test split, of overall judgments, and if
+that split held the same prompts back from all that the two have learned from.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from django.db.models import Q, QuerySet
+
+from annotate.models import OVERALL, Project
+from training import comparison_queries, plots, queries, references
+from training.alignment.config import split_names
+from training.combination_queries import Gain, Named, gain
+from training.models import PreferenceSet, Promotion, TrainingRun
+from training.plots import Tick
+from training.report_figures import (
+    Row,
+    as_dict,
+    dicts,
+    figure,
+    is_number,
+    number,
+    read_json,
+    share,
+    share_row,
+    signed_points,
+)
+from training.report_queries import REPORT
+
+Kind = TrainingRun.Kind
+TEST_SPLIT = "test"
+MAX_READ = 20
+FEW_PAIRS = 100
+MEMBERS_OF = {Kind.COMBINE: "members", Kind.AVERAGE_WEIGHTS: "models"}
+
+
+@dataclass(frozen=True)
+class Test:
+    """What a promotion goes by: gains over the current reward model or, where there is none, the accuracy alone."""
+
+    run: int
+    """Whose report says it."""
+    preference_set: int
+    num_pairs: float | None
+    accuracy: dict[str, Any] | None = None
+    accuracy_gain: dict[str, Any] | None = None
+    log_loss_gain: dict[str, Any] | None = None
+    mcnemar_p: float | None = None
+
+    @property
+    def is_passed(self) -> bool:
+        if self.accuracy is not None:
+            alone = figure(self.accuracy)
+            return alone is not None and alone.low is not None and alone.low > 0.5
+        gains = [figure(self.accuracy_gain), figure(self.log_loss_gain)]
+        return all(found is not None and found.high is not None and found.high >= 0 for found in gains)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Whether a run's reward model may take the place of the current one."""
+
+    current: Promotion | None
+    test: Test | None
+
+    @property
+    def is_open(self) -> bool:
+        return self.test is not None and self.test.is_passed
+
+
+def current(project: Project | None) -> Promotion | None:
+    """The newest promotion: what it promoted is the project's current reward model."""
+    return Promotion.objects.filter(project=project).select_related("run", "created_by", "project").first()
+
+
+def current_for(preference_set: Any, user: Any) -> Promotion | None:
+    """The newest promotion of the project that a preference set, or its number, belongs to."""
+    if not preference_set:
+        return None
+    own = Promotion.objects.for_user(user).filter(project__preference_sets=preference_set)
+    return own.select_related("run", "project").first()
+
+
+def is_promotable(run: TrainingRun) -> bool:
+    """Whether it made a reward model for a project."""
+    is_reward = run.kind in references.REWARD_KINDS and run.status == TrainingRun.Status.SUCCEEDED
+    return is_reward and run.project_id is not None
+
+
+def gate(run: TrainingRun) -> Gate:
+    in_use = current(run.project)
+    return Gate(in_use, _paired_test(run, in_use.run) if in_use else _lone_test(run))
+
+
+# What was measured
+
+
+def _paired_test(run: TrainingRun, incumbent: TrainingRun) -> Test | None:
+    """The newest comparison of both that counts."""
+    ours, theirs = (str(one.model_dir.resolve()) for one in (run, incumbent))
+    evaluated = _on_test_split(Q(config__reward_model=ours, config__other_reward_model=theirs))
+    turned = _on_test_split(Q(config__reward_model=theirs, config__other_reward_model=ours))
+    combined = Q(pk=run.pk, kind=Kind.COMBINE, config__incumbent=theirs, config__aspect=OVERALL)
+    for measuring in _runs(run, evaluated | turned | combined):
+        told = read_json(measuring.run_dir / REPORT)
+        if measuring.kind == Kind.COMBINE:
+            found = as_dict(told.get("against_incumbent"))
+        else:
+            found = {**as_dict(told.get("comparison")), "num_pairs": told.get("num_pairs")}
+            if measuring.config["reward_model"] == theirs:
+                found |= {name: _turned(found.get(name)) for name in ("accuracy_gain", "log_loss_gain")}
+            if not _is_held_out(measuring, [run, incumbent]):
+                continue
+        if test := _test(measuring, found):
+            return test
+    return None
+
+
+def _lone_test(run: TrainingRun) -> Test | None:
+    """The newest report that counts on the reward model by itself: an evaluation's, or its own."""
+    own = Q(pk=run.pk)
+    evaluated = _on_test_split(Q(config__reward_model=str(run.model_dir.resolve())))
+    for measuring in _runs(run, evaluated | own):
+        told = read_json(measuring.run_dir / REPORT)
+        if measuring.kind == Kind.COMBINE:
+            chosen = (one for one in dicts(told.get("combiners")) if one.get("method") == told.get("method"))
+            accuracy, num_pairs = next(chosen, {}).get("accuracy"), as_dict(told.get("num_test")).get("pairs")
+        else:
+            accuracy, num_pairs = as_dict(told.get("figures")).get("accuracy"), told.get("num_pairs")
+            if not _is_held_out(measuring, [run]):
+                continue
+        is_overall = OVERALL in split_names(str(measuring.config.get("aspect") or OVERALL))
+        if is_overall and figure(accuracy):
+            return Test(measuring.pk, _set_of(measuring), _number(num_pairs), accuracy=_figure(accuracy))
+    return None
+
+
+def _on_test_split(which: Q) -> Q:
+    return which & Q(kind=Kind.EVALUATE, config__split=TEST_SPLIT, config__aspect=OVERALL)
+
+
+def _runs(run: TrainingRun, which: Q) -> QuerySet[TrainingRun]:
+    """Finished runs on preference sets of the run's project, the newest first."""
+    own = TrainingRun.objects.filter(which, status=TrainingRun.Status.SUCCEEDED)
+    return own.filter(preference_set__project=run.project_id).select_related("preference_set")[:MAX_READ]
+
+
+def _test(measuring: TrainingRun, told: dict[str, Any]) -> Test | None:
+    gains = {name: _figure(told.get(name)) for name in ("accuracy_gain", "log_loss_gain")}
+    if not all(gains.values()):
+        return None
+    pairs, p = _number(told.get("num_pairs")), _number(told.get("mcnemar_p"))
+    return Test(measuring.pk, _set_of(measuring), pairs, mcnemar_p=p, **gains)
+
+
+def _set_of(measuring: TrainingRun) -> int:
+    assert measuring.preference_set_id is not None  # `_runs` asks for those of one
+    return measuring.preference_set_id
+
+
+def _figure(told: Any) -> dict[str, Any] | None:
+    """A figure as it is kept: plain numbers, nothing besides."""
+    found = figure(told)
+    if found is None:
+        return None
+    interval = None if found.low is None or found.high is None else [found.low, found.high]
+    return {"value": found.value, "interval": interval}
+
+
+def _turned(told: Any) -> dict[str, Any] | None:
+    """A gain seen from the other side."""
+    found = _figure(told)
+    if found is None:
+        return None
+    interval = found["interval"] and [-end for end in reversed(found["interval"])]
+    return {"value": -found["value"], "interval": interval}
+
+
+def _number(value: Any) -> float | None:
+    return value if is_number(value) else None
+
+
+def _is_held_out(measuring: TrainingRun, rewards: Sequence[TrainingRun]) -> bool:
+    """Whether the evaluation's test split holds no prompt that the rewards learned from.
+
+    A prompt's split is drawn by its text, so sets of one seed and the same shares hold the same prompts back.
+    """
+    learned = [one for reward in rewards for one in _learned_from(reward)]
+    if any(_is_cross_fitted(run) for run in learned):
+        return False
+    return {_drawn(run.preference_set) for run in learned} <= {None, _drawn(measuring.preference_set)}
+
+
+def _drawn(preference_set: PreferenceSet | None) -> tuple[Any, ...] | None:
+    return (preference_set.seed, *preference_set.fractions) if preference_set else None
+
+
+def _is_cross_fitted(run: TrainingRun) -> bool:
+    """Whether it was fitted on the test split, too."""
+    return run.kind == Kind.COMBINE and bool(run.config.get("num_folds"))
+
+
+def _learned_from(run: TrainingRun) -> Iterator[TrainingRun]:
+    """A run and those that made its members, and theirs."""
+    left, seen = [run], {run.pk}
+    while left:
+        yield from left
+        members = [name for one in left for name in split_names(one.config.get(MEMBERS_OF.get(Kind(one.kind), ""), ""))]
+        pks = {saved.pk for saved in queries.saving_runs(members).values()} - seen
+        seen |= pks
+        left = list(TrainingRun.objects.filter(pk__in=pks).select_related("preference_set"))
+
+
+# For people
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A test in words and in a picture: gains over another, or an accuracy alone."""
+
+    verdict: str
+    basis: str
+    run: int
+    gain: Gain | None = None
+    accuracy_ticks: Sequence[Tick] = ()
+    log_loss_ticks: Sequence[Tick] = ()
+    accuracy: Row | None = None
+
+
+@dataclass(frozen=True)
+class Box:
+    """What a run's page says of promoting it."""
+
+    current: Promotion | None
+    is_current: bool
+    is_open: bool
+    drawn: Drawn | None
+    start_kind: str
+    start_query: str
+
+
+def box(run: TrainingRun, user: Any) -> Box | None:
+    """For a run that made a project's reward model; for others nothing."""
+    if not is_promotable(run):
+        return None
+    found = gate(run)
+    is_current = found.current is not None and found.current.run_id == run.pk
+    incumbent = found.current.run if found.current else None
+    kind, query = ("", "") if is_current else _start(run, incumbent, user)
+    drawn = drawn_test(found.test, run, incumbent) if found.test and not is_current else None
+    return Box(found.current, is_current, found.is_open, drawn, kind, query)
+
+
+def _start(run: TrainingRun, incumbent: TrainingRun | None, user: Any) -> tuple[str, str]:
+    """The kind of run that measures what the gate asks for, and what its start page is filled in with."""
+    models = [str(one.model_dir.resolve()) for one in (run, incumbent) if one]
+    names = comparison_queries.as_a_person_writes(user, models)
+    asked: dict[str, Any] = {"preference_set": run.preference_set_id}
+    if _is_cross_fitted(run) and incumbent:
+        asked |= {name: run.config.get(name, "") for name in ("members", "method", "num_folds")}
+        return Kind.COMBINE, urlencode({**asked, "incumbent": names[1]})
+    asked |= dict(zip(("reward_model", "other_reward_model"), names, strict=False))
+    return Kind.EVALUATE, urlencode({**asked, "split": TEST_SPLIT})
+
+
+def stored_test(promotion: Promotion) -> Test | None:
+    """The test that a promotion went by; nothing where there was none."""
+    try:
+        return Test(**promotion.test) if promotion.test else None
+    except TypeError:  # of another time
+        return None
+
+
+def drawn_test(test: Test, run: TrainingRun, incumbent: TrainingRun | None) -> Drawn:
+    basis = _basis(test)
+    if incumbent is None:
+        accuracy = figure(test.accuracy)
+        scale = plots.scale_around([accuracy] if accuracy else [])
+        row = share_row("Accuracy", test.accuracy, "", scale)
+        return Drawn(_said(test, None), basis, test.run, accuracy=row, accuracy_ticks=plots.strip_ticks(scale))
+    accuracies, losses = (
+        plots.scale_of_gains([found] if (found := figure(told)) else [])
+        for told in (test.accuracy_gain, test.log_loss_gain)
+    )
+    return Drawn(
+        _said(test, incumbent),
+        basis,
+        test.run,
+        gain=gain(Named(f"{run} less {incumbent}"), test.as_json(), accuracies, losses),
+        accuracy_ticks=plots.gain_ticks(accuracies, in_points=True),
+        log_loss_ticks=plots.gain_ticks(losses),
+    )
+
+
+def _said(test: Test, incumbent: TrainingRun | None) -> str:
+    if incumbent is None:
+        better = "It is right more often than a coin" if test.is_passed else "It is not shown to be better than a coin"
+        return f"{better}: that is what the first reward model of a project has to be."
+    return f"It is {'not ' if test.is_passed else ''}worse than {incumbent} on held-out judgments{_chance(test)}."
+
+
+def _chance(test: Test) -> str:
+    """What chance has to do with it, where the intervals leave room for it."""
+    gains = [figure(test.accuracy_gain), figure(test.log_loss_gain)]
+    is_sure = any(found and found.low is not None and found.low > 0 for found in gains)
+    return ", as far as can be told" if test.is_passed and not is_sure else ""
+
+
+def _basis(test: Test) -> str:
+    if test.num_pairs is None:
+        return ""
+    few = " On so few only large differences show." if test.num_pairs < FEW_PAIRS else ""
+    return f"Measured on {test.num_pairs:,} ordered pairs.{few}"
+
+
+def told_test(promotion: Promotion) -> str:
+    """A promotion's test in a line, for a list."""
+    test = stored_test(promotion)
+    if test is None:
+        return "none"
+    pairs = f", {test.num_pairs:,} pairs" if test.num_pairs is not None else ""
+    if test.accuracy is not None:
+        return f"{share(figure(test.accuracy))}{pairs}"
+    return f"{signed_points(figure(test.accuracy_gain))}, {number(figure(test.log_loss_gain), '+')} nats{pairs}"
+
+
+def written(promotion: Promotion, user: Any) -> str:
+    """The current reward model as a person writes it into a form."""
+    return comparison_queries.as_a_person_writes(user, [str(promotion.run.model_dir.resolve())])[0]
