@@ -127,11 +127,11 @@ class Standardisation:
         """Of the scores (N, M) of a reference set; a member that is constant, or has no scores, gets a deviation of 1.
 
         Raises:
-            ValueError: they are not (N, M), or one is infinite.
+            ValueError: they are not (N, M), or are none, or one is infinite.
         """
         given = np.asarray(scores, dtype=np.float64)
-        if given.ndim != 2 or np.isinf(given).any():
-            raise ValueError(f"scores {given.shape} must be (N, M), and none infinite")
+        if given.ndim != 2 or not given.size or np.isinf(given).any():
+            raise ValueError(f"scores {given.shape} must be (N, M), N > 0 and M > 0, and none infinite")
         by_member = given.T
         means, stds = np.nan_to_num(mean(by_member)), np.nan_to_num(spread(by_member))
         size = np.max(np.abs(np.nan_to_num(by_member)), axis=1, initial=0.0)
@@ -234,8 +234,9 @@ def rank_aggregate(scores: ArrayLike, reference: ArrayLike) -> Floats:
     Members' scales then do not matter, only their orders, and how far one member can lift a response is bounded. Ranks
     within the list at hand would do the same, but a response has to have a score by itself: in a policy's training it
     comes alone, and its reward must not depend on its neighbours. So a rank is the share of the reference that scores
-    lower (half of what scores equal), and of several responses to rank, Borda's order results where they themselves
-    are the reference. The mean share is given as the normal quantile of it: in deviations, as standardised scores are.
+    lower (half of what scores equal; in proportion between two scores that occur), and of several responses to rank,
+    Borda's order results where they themselves are the reference. The mean share is given as the normal quantile of it:
+    in deviations, as standardised scores are.
 
     Args:
         reference: (N, M) each member's scores of the reference set, in ascending order, what is missing last: as
@@ -250,11 +251,11 @@ def rank_aggregate(scores: ArrayLike, reference: ArrayLike) -> Floats:
     counts = np.isfinite(sorted_scores).sum(0)
     if not counts.all() or not np.array_equal(sorted_scores, np.sort(sorted_scores, axis=0), equal_nan=True):
         raise ValueError("reference must have scores of every member, each member's in ascending order")
-    shares = np.full(given.shape, np.nan)
+    shares = np.empty(given.shape)
     for member, count in enumerate(counts):
-        own, known = given[..., member], sorted_scores[:count, member]
-        lower = (np.searchsorted(known, own, "left") + np.searchsorted(known, own, "right")) / 2
-        shares[..., member] = np.where(np.isnan(own), np.nan, (lower + 0.5) / (count + 1))
+        known = sorted_scores[:count, member]
+        lower = (np.searchsorted(known, known, "left") + np.searchsorted(known, known, "right")) / 2
+        shares[..., member] = np.interp(given[..., member], known, (lower + 0.5) / (count + 1))
     return ndtri(mean(shares))
 
 
