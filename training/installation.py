@@ -10,6 +10,7 @@ from pathlib import Path
 
 from django.contrib.auth.models import Group, Permission, User
 from django.db import transaction
+from django.db.models import QuerySet
 
 from annotate import services as annotate_services
 from annotate.demonstration.recipes import sft_examples
@@ -38,8 +39,12 @@ class Account:
 
 @transaction.atomic
 def install(*, with_demonstration: bool) -> list[Account]:
-    """Make the first accounts and the demonstration; nothing, and an empty list, if there are accounts already."""
+    """Make the first accounts and the demonstration; an empty list if there are accounts already.
+
+    Then only the staff group gets what a later version added.
+    """
     if User.objects.exists():
+        permit_new_models()
         return []
     accounts = first_accounts()
     for account in accounts:
@@ -82,8 +87,19 @@ def create_user(account: Account) -> None:
 def ml_staff() -> Group:
     """Those who run projects and training: everything in the two apps, nothing about accounts."""
     group, _ = Group.objects.get_or_create(name=ML_STAFF)
-    group.permissions.set(Permission.objects.filter(content_type__app_label__in=("annotate", "training")))
+    group.permissions.set(_of_both_apps())
     return group
+
+
+def permit_new_models() -> None:
+    """Let the staff group work with models of which it knows nothing yet; what it was denied of others stays denied."""
+    for group in Group.objects.filter(name=ML_STAFF):
+        known = group.permissions.values("content_type")
+        group.permissions.add(*_of_both_apps().exclude(content_type__in=known))
+
+
+def _of_both_apps() -> QuerySet[Permission]:
+    return Permission.objects.filter(content_type__app_label__in=("annotate", "training"))
 
 
 def write_examples() -> Path:

@@ -83,6 +83,19 @@ def test_ml_staff_may_do_everything_in_the_two_apps_and_nothing_else():
 
 
 @pytest.mark.django_db
+def test_a_later_version_permits_its_new_models_and_gives_nothing_back():
+    installation.install(with_demonstration=False)
+    group = Group.objects.get(name="ML staff")
+    of_both = set(group.permissions.all())
+    denied = Permission.objects.get(codename="delete_judgment")
+    group.permissions.remove(denied, *Permission.objects.filter(content_type__model="promotion"))
+
+    installation.install(with_demonstration=False)
+
+    assert set(group.permissions.all()) == of_both - {denied}
+
+
+@pytest.mark.django_db
 def test_install_seeds_the_demonstration_and_queues_its_base_model(home, monkeypatch):
     monkeypatch.setattr(installation, "NUM_EXAMPLES", 100)
     installation.install(with_demonstration=True)
