@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from annotate.models import Project
+from annotate.models import Comparison, Project
 from tests import factories
 from tests.browser.conftest import LAPTOP, assert_accessible, picture
 from tests.training.factories import make_finished_run, make_preference_set
-from tests.training.reports import figure, leave, make_curve, make_report
+from tests.training.reports import figure, gains, leave, make_combination, make_curve, make_report
+from training import promotion_services
+from training.models import PreferenceSet, TrainingRun
 
 PHONE = {"width": 360, "height": 740}
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
@@ -145,6 +147,82 @@ def test_see_what_a_reward_model_is_worth(page, sign_in, reported, scheme, scree
     assert_accessible(page)
     assert_fits(page)
     picture(page, folder / f"start-{kept}", full_page=True)
+
+
+@pytest.fixture
+def combined(reported):
+    """A combination beside the reward model in use, with a disagreement about a comparison of its project's."""
+    preference_set = PreferenceSet.objects.get()
+    project = preference_set.project
+    in_use = leave(TrainingRun.objects.get(name="baseline"), "report.json", make_report())
+    promotion_services.promote(run=in_use, previous=None, user=factories.make_user(username="ben"))
+    pair = factories.make_comparison(
+        prompt=factories.make_prompt(project=project, messages=[{"role": "user", "content": "How long for an egg?"}]),
+        contents=("Six minutes for a soft one, nine for a hard one. " * 8, "It depends."),
+    )
+    factories.make_judgment(comparison=pair)
+    told = make_combination(against_incumbent={"name": "baseline", **gains(0.03, 0.02)})
+    told["disagreements"][0] |= {
+        "prompt": "How long for an egg?",
+        "responses": [option.response.content for option in pair.options.select_related("response")],
+    }
+    config = {"incumbent": str(in_use.model_dir.resolve()), "aspect": "overall"}
+    run = make_finished_run(
+        kind="combine", name="all-together", preference_set=preference_set, project=project, config=config
+    )
+    leave(run, "report.json", told)
+    return reported
+
+
+@pytest.mark.parametrize(("scheme", "screen"), [("light", LAPTOP), ("dark", LAPTOP), ("light", PHONE)])
+def test_combine_rewards_ask_about_disagreements_and_promote(page, sign_in, combined, scheme, screen):
+    kept = f"{scheme}-{screen['width']}.png"
+    sign_in()
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size(screen)
+    page.goto(page.url.replace("/admin/", "/admin/training/trainingrun/"))
+
+    page.get_by_role("link", name="all-together").click()
+    expect(page.get_by_role("row", name="Fusion network saved").first).to_be_visible()
+    expect(page.get_by_text("It is not worse than baseline")).to_be_visible()
+    page.locator("summary", has_text="Question 1?").press("Enter")
+    assert_accessible(page)
+    assert_fits(page)
+    picture(page, combined / f"combination-{kept}", full_page=True)
+
+    page.get_by_role("button", name="Send 1 to annotators").press("Enter")
+    expect(page.get_by_text("1 sent to annotators: 0 new comparisons, 1 asked once more.")).to_be_visible()
+    assert Comparison.objects.filter(num_wanted=2, priority__gt=0).count() == 1
+
+    page.get_by_role("button", name="Promote", exact=True).press("Enter")
+    expect(page.get_by_text("This is the one in use.")).to_be_visible()
+    assert_accessible(page)
+    page.get_by_role("link", name="All reward models that it has had").click()
+    expect(page.get_by_role("cell", name="+3.0 points [+1.0, +5.0]")).to_be_visible()
+    assert_fits(page)
+    picture(page, combined / f"promotions-{kept}", full_page=True)
+
+    page.locator("#result_list tbody th a").first.click()
+    expect(page.get_by_text("It is not worse than baseline")).to_be_visible()
+    assert_accessible(page)
+    assert_fits(page)
+    picture(page, combined / f"promotion-{kept}", full_page=True)
+
+
+def test_overrule_the_gate_with_a_reason(page, sign_in, combined, shoot):
+    sign_in()
+    page.set_viewport_size(PHONE)
+    page.goto(page.url.replace("/admin/", "/admin/training/trainingrun/"))
+    page.get_by_role("link", name="helmsman", exact=True).click()
+    page.get_by_label("Promote it all the same, because").fill("It answers twice as fast.")
+    assert_accessible(page)
+    assert_fits(page)
+    shoot("overrule-phone")
+
+    page.get_by_role("button", name="Overrule and promote").click()
+
+    expect(page.get_by_text("Because: It answers twice as fast.")).to_be_visible()
+    assert_accessible(page)
 
 
 def test_find_the_settings_of_a_reward_model_under_headings(page, sign_in, reported, shoot):
