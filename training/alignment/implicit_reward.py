@@ -139,7 +139,7 @@ class ImplicitReward:
 
 
 @torch.inference_mode()
-def response_logprobs(model: nn.Module, encoded: Sequence[Encoded], max_tokens: int = MAX_TOKENS) -> Floats:
+def response_logprobs(model: PreTrainedModel, encoded: Sequence[Encoded], max_tokens: int = MAX_TOKENS) -> Floats:
     """(N,) the log-probability of each response given its prompt, in nats: the sum over its tokens.
 
     Sequences of similar length are padded on the right, where a causal model's attention does not reach, so what else
@@ -196,10 +196,10 @@ def _load_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer; adapters are put upon the model that they were trained on."""
     folder = Path(name)
     if not (folder / ADAPTERS).is_file():
-        model = AutoModelForCausalLM.from_pretrained(
+        whole: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
-        return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return whole, AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ConfigError(f"{name} holds adapters, but not in {ADAPTER_WEIGHTS}")
     told = json.loads((folder / ADAPTERS).read_text(encoding="utf-8"))
