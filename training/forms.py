@@ -37,7 +37,8 @@ GROUPS = {
         *("num_prompts", "num_held_out_prompts", "temperature", "top_p", "max_new_tokens"),
         "generation_batch_size",
     ),
-    "Fitting and measuring": ("num_folds", "penalty"),
+    "Fitting and measuring": ("num_folds",),
+    "Ways of combining": ("weights", "penalty", "constraint", "floor", "slope"),
     "Fusion": ("has_gate", "is_monotone", "prompt_encoder"),
 }  # of a form's further settings; what none of them names stands under THE_RUN, at the end
 SHORT_NAMES = {
@@ -175,7 +176,7 @@ def config_field(item: "dataclasses.Field[Any]", user: Any, taken: references.Ta
         return forms.IntegerField(**limits, **common)
     if item.type is float:
         return forms.FloatField(**limits, **common)
-    return forms.CharField(max_length=500, **common)
+    return forms.CharField(max_length=500, required=bool(item.default), **common)
 
 
 def _model_field(name: str, names: list[str], common: dict[str, Any]) -> forms.CharField:

@@ -54,7 +54,7 @@ class MemberAdmin(PageAdmin):
             request,
             "list.html",
             page=page,
-            found=member_queries.registry(request.user, page.object_list, everything),
+            found=member_queries.registry(request.user, list(page.object_list), everything),
             kinds=member_queries.kinds_to_filter(),
             states=member_queries.STATES,
             kind=kind,

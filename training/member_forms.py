@@ -25,7 +25,6 @@ HIDDEN_AT_FIRST = {
 FIRST = ("base_url", "model", "policy", "reference_policy", "key_variable", "aspect", "mode", "rubric")
 """What a person is asked first, in this order; the rest follows in the dataclass's."""
 LONG_TEXTS = {"rubric": 4000}
-OPTIONAL_TEXTS = {"pattern"}
 MODEL_NAMES = {
     Kind.JUDGE: "judge",
     Kind.SERVED_JUDGE: "judge",
@@ -77,8 +76,6 @@ class MemberForm(forms.Form):
                     help_text=self.fields[name].help_text,
                     widget=forms.Textarea(attrs={"rows": 6}),
                 )
-        for name in OPTIONAL_TEXTS & self.fields.keys():
-            self.fields[name].required = False
         if "key_variable" in self.fields:
             self.fields["key_variable"].widget.attrs |= {"autocomplete": "off", "spellcheck": "false"}
         aspects = Aspect.objects.filter(project__in=Project.objects.for_user(self.user)).values_list("name", flat=True)
