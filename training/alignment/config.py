@@ -86,6 +86,16 @@ class RewardModelConfig(RunConfig):
     centring: float = option(
         0.0, "Penalty on rewards away from zero. It shrinks true differences: 0.01 to 0.85 of their size.", minimum=0
     )
+    length: str = option(
+        "ignore",
+        "control: learn what length by itself counts for in the judgments, and leave it out of the rewards, which are "
+        "then the same on average for long and short responses to a prompt. Where longer ones are truly better, that "
+        "is left out too.",
+        choices=("ignore", "control"),
+    )
+    length_penalty: float = option(
+        0.3, "Of control: what keeps the reward itself from following length. 0 for nothing.", minimum=0, maximum=3
+    )
     max_length: int = option(1024, "Tokens of prompt and response; a longer prompt loses its beginning.", minimum=16)
     max_tokens: int = option(16384, "Tokens in one forward pass.", minimum=64)
     packing: str = option(
@@ -237,6 +247,8 @@ COMBINING = (
     "stacking",
     "fusion",
 )
+"""Ways of combining that are always measured; those set by hand stand in `BY_HAND`."""
+BY_HAND = ("weighted_mean", "constrained")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,8 +266,9 @@ class CombineConfig(RunConfig):
         "fusion",
         "Which one to save. fusion: a small network that learns the best combination; stacking: learned weights; "
         "bayesian_average: weights by how likely each member makes the judgments; worst_case and uncertainty_weighted "
-        "guard against what one member overrates.",
-        choices=COMBINING,
+        "guard against what one member overrates. By hand: weighted_mean, and constrained, the mean of the others as "
+        "long as one member reaches a floor.",
+        choices=(*COMBINING, *BY_HAND),
     )
     incumbent: str = option("", "The reward that is in use now, to be compared with on the same judgments.")
     aspect: str = option("overall", "Which judgments to learn from.")
@@ -267,6 +280,12 @@ class CombineConfig(RunConfig):
         maximum=20,
     )
     penalty: float = option(0.5, "Of uncertainty_weighted: what a unit of the members' variance costs.", minimum=0)
+    weights: str = option(
+        "", "Of weighted_mean: a number for each member in their order, separated by commas; below zero to take off."
+    )
+    constraint: int = option(0, "Of constrained: which member must reach the floor, counted from 1.", minimum=0)
+    floor: float = option(0.0, "Of constrained: how much of it is enough, in deviations from its mean.")
+    slope: float = option(10.0, "Of constrained: what a deviation below the floor costs.", minimum=0)
     has_gate: bool = option(
         True, "Of fusion: different prompts may trust different members. It sees the prompt, never the response."
     )
@@ -280,6 +299,26 @@ class CombineConfig(RunConfig):
         super().__post_init__()
         if self.num_folds == 1:
             raise ConfigError("num_folds: 1 leaves nothing to fit on; take 0, or 2 or more")
+        num_members = len(split_names(self.members))
+        if self.method == "weighted_mean" and len(self.member_weights) != num_members:
+            raise ConfigError(f"weights: {len(self.member_weights)} numbers for {num_members} members")
+        if self.method == "constrained" and not 1 <= self.constraint <= num_members:
+            raise ConfigError(f"constraint: {self.constraint} is none of the {num_members} members")
+
+    @property
+    def member_weights(self) -> list[float]:
+        """As they were set by hand.
+
+        Raises:
+            ConfigError: one is no number, or all are zero.
+        """
+        try:
+            found = [float(weight) for weight in split_names(self.weights)]
+        except ValueError as error:
+            raise ConfigError(f"weights: {self.weights!r} are not numbers, separated by commas") from error
+        if not all(map(math.isfinite, found)) or (found and not any(found)):
+            raise ConfigError("weights: are not all finite, or are all zero")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

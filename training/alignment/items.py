@@ -5,6 +5,7 @@ its texts go through the model once. Several people who differ about two respons
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from training.alignment.losses import Judged, Likelihood
 from training.alignment.packing import Bundle, Packing, Tokens, bundle
 from training.alignment.preferences import RankedResponses, Scorable, encode_to_score
+
+NUM_TO_START_WITH = 2000
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Item:
 
     bundle: Bundle
     judgments: tuple[Judgment, ...]
+    lengths: tuple[float, ...]
+    """Of each text, in doublings."""
 
     @cached_property
     def weight(self) -> float:
@@ -60,6 +65,24 @@ class Items:
 
 def annotators_of(rankings: Sequence[RankedResponses]) -> list[str]:
     return sorted({ranked.annotator for ranked in rankings if ranked.annotator is not None})
+
+
+def log_length(response: str) -> float:
+    """How many times a single character must be doubled to get the response's length.
+
+    Characters are what annotators see, the same for every tokenizer, and what reports measure bias by. Ratios count,
+    not differences: a hundred characters more are much to an answer of one line and nothing to one of a page.
+    """
+    return math.log2(max(1, len(response)))
+
+
+def length_spread(rankings: Sequence[RankedResponses]) -> float:
+    """The usual deviation of the lengths of responses to one prompt, in doublings: the root of their mean variance."""
+    lengths = [
+        [log_length(ranked.responses[place]) for group in ranked.ranking for place in group] for ranked in rankings
+    ]
+    variances = [float(np.var(own)) if len(set(own)) > 1 else 0.0 for own in lengths]
+    return math.sqrt(math.fsum(variances) / max(1, len(variances)))
 
 
 def build_items(
@@ -105,7 +128,8 @@ def build_items(
             )
             for ranked in same
         ]
-        items.append(Item(bundle(_tokens(encoded), packing), tuple(judgments)))
+        lengths = tuple(map(log_length, texts))
+        items.append(Item(bundle(_tokens(encoded), packing), tuple(judgments), lengths))
     return Items(
         items=items,
         annotators=list(annotators),
@@ -139,17 +163,43 @@ def judge(likelihood: Likelihood, rewards: Tensor, items: Sequence[Item]) -> Ten
         firsts += [first] * len(item.judgments)
         first += item.bundle.num_sequences
     width = max(len(judgment.places) for judgment in judgments)
-    places = np.zeros((len(judgments), width), dtype=np.int64)
-    groups = np.full((len(judgments), width), -1, dtype=np.int64)
+    texts = torch.zeros(len(judgments), width, dtype=torch.int64)
+    groups = torch.full((len(judgments), width), -1)
     for row, (judgment, start) in enumerate(zip(judgments, firsts, strict=True)):
         size = len(judgment.places)
-        places[row, :size] = (np.array(judgment.places) + start) * rewards.shape[1] + judgment.head
-        groups[row, :size] = judgment.groups
+        texts[row, :size] = torch.tensor(judgment.places) + start
+        groups[row, :size] = torch.tensor(judgment.groups)
+    heads = torch.tensor([judgment.head for judgment in judgments])
     judged = Judged(
-        groups=torch.from_numpy(groups),
+        groups=groups,
         strength=torch.tensor([judgment.strength for judgment in judgments]),
         annotator=torch.tensor([judgment.annotator for judgment in judgments]),
+        lengths=torch.tensor([length for item in items for length in item.lengths])[texts],
+        aspect=heads,
     )
     weights = torch.tensor([judgment.weight for judgment in judgments], device=rewards.device)
-    losses = likelihood(rewards.flatten()[torch.from_numpy(places).to(rewards.device)], judged)
+    losses = likelihood(rewards[texts.to(rewards.device), heads[:, None].to(rewards.device)], judged)
     return (losses * weights).sum()
+
+
+def start_with_length(likelihood: Likelihood, items: Sequence[Item]) -> None:
+    """Put the weights of length where they explain the judgments best by themselves, all rewards being equal.
+
+    So training begins with nothing left for rewards to learn from length, and a model that is the best after few steps
+    has its weights too. Up to two thousand items tell enough; a normal prior, of deviation 1 in units of the spread,
+    keeps the weights finite where the longer response always wins.
+    """
+    if likelihood.length_weights is None:
+        return
+    some, weights = items[:: math.ceil(len(items) / NUM_TO_START_WITH)], likelihood.length_weights
+    rewards = weights.new_zeros(sum(item.bundle.num_sequences for item in some), len(weights))
+    optimizer = torch.optim.LBFGS([weights], line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        likelihood.zero_grad()
+        total = (judge(likelihood, rewards, some) + weights.square().sum() / 2) / len(some)
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    likelihood.zero_grad()

@@ -16,6 +16,11 @@ Rao and Kupper take a tie for what it may be as well: evidence that the tied are
 blindly with twice the probability, all orders alike: for two responses both are the same, as half of the blind
 judgments are right.
 
+**Length.** People may put a response ahead for being long. Where length is controlled, judgments are taken to follow
+the reward and, by a weight that is learned, the length, and what a response is worth is the reward alone. That alone
+does not tell one from the other, as a reward can hold length as well; so it pays for each nat that varies with length
+within prompts, over all prompts taken together. A single prompt's better response may be the longer one as it likes.
+
 Rewards are computed in at least single precision: a log-sum-exp in bfloat16 loses most of a small margin.
 """
 
@@ -39,6 +44,7 @@ FLIP_RATES = (0.001, 0.499)  # what is learned stays between: at neither end is 
 TEMPERATURE_SPREAD = 0.5  # of log-temperatures in the prior: two annotators in three within a factor of 1.65
 FLIP_SPREAD = 1.5  # of flip rates' log-odds in the prior: 19 annotators in 20 between 0.3 and 33 % around 5 %
 ASSUMED_JUDGMENTS = 50  # of each annotator, where nobody tells
+LENGTH_PENALTY = 0.3  # from 1 on, rewards that learn fast swing with its price; below 0.1, slow ones keep some length
 TIE_MODELS = ("davidson", "rao_kupper")
 LN_2 = math.log(2)
 NEVER = -1e30  # as a logarithm: that of zero has no gradient
@@ -54,15 +60,20 @@ class Judged:
     """(B,) float: 1 slightly, 2 strongly, 0 where not told."""
     annotator: Tensor | None = None
     """(B,) int64: who judged; -1 unknown."""
+    lengths: Tensor | None = None
+    """(B, K) float: each response's length in doublings, the logarithm to base 2."""
+    aspect: Tensor | None = None
+    """(B,) int64: the number of the aspect that was judged; the first, where not told."""
 
 
 class Likelihood(nn.Module):
     """What rewards are trained on: how unlikely the judgments of a batch are, by the options of `RewardModelConfig`.
 
-    Its parameters are learned with the rewards: how often ties occur, how often judgments are the wrong way round, and
-    how sharply or how reliably each annotator judges. Adam should remember their gradients for long (a second beta of
-    0.999): an annotator's come rarely, and where it forgets their size between, it goes by their sign alone and finds
-    what most judgments say, "no flip", instead of how often they say so.
+    Its parameters are learned with the rewards: how often ties occur, how often judgments are the wrong way round, what
+    length counts for, and how sharply or how reliably each annotator judges. All are to lower the loss, except
+    `opponents`. Adam should remember their gradients for long (a second beta of 0.999): an annotator's come rarely, and
+    where it forgets their size between, it goes by their sign alone and finds what most judgments say, "no flip",
+    instead of how often they say so.
 
     Args:
         loss: plackett_luce, the likelihood of the whole ranking; all_pairs, the mean over its pairs.
@@ -83,12 +94,17 @@ class Likelihood(nn.Module):
             log-temperatures about 0, of log-odds of flip rates about those of `flip_rate`, or of 5 % where that is 0.
         centring: weight of the squared sum of a pair's rewards, (2 * mean)^2 of a list's: J. Eisenstein et al.,
             "Helping or herding?", 2023. It fixes rewards' origin, but shrinks differences between prompts' means.
+        aspects: whose rewards these are; each has a weight of length of its own.
+        length_spread: the usual deviation of lengths within a prompt, in doublings; length is controlled if above 0.
+        length_penalty: weight of the squared covariance, within prompts, of rewards and lengths in units of that
+            spread: of the part of the rewards' variance, in squared nats, that length accounts for. See `opponents`.
 
     Raises:
         ValueError: no such option, a rate that is not in [0, 0.5), or a negative number.
 
     Source of Crowd-BT: X. Chen, P. N. Bennett, K. Collins-Thompson and E. Horvitz, "Pairwise ranking aggregation in a
-    crowdsourced setting", WSDM 2013.
+    crowdsourced setting", WSDM 2013; of a length term that is left out at use: Y. Dubois et al., "Length-controlled
+    AlpacaEval", 2024; of rewards kept uncorrelated with length: L. Chen et al., "ODIN", 2024.
     """
 
     prior_share: Tensor
@@ -106,6 +122,9 @@ class Likelihood(nn.Module):
         num_annotators: int = 0,
         num_judgments: Sequence[int] | None = None,
         centring: float = 0.0,
+        aspects: Sequence[str] = ("overall",),
+        length_spread: float = 0.0,
+        length_penalty: float = LENGTH_PENALTY,
     ) -> None:
         super().__init__()
         _check_choice("loss", loss, ("plackett_luce", "all_pairs"))
@@ -115,15 +134,19 @@ class Likelihood(nn.Module):
         _check_rate("flip_rate", flip_rate)
         if min(margin, centring, num_annotators) < 0:
             raise ValueError("margin, centring and num_annotators must not be negative")
+        if min(length_spread, length_penalty) < 0:
+            raise ValueError("length_spread and length_penalty must not be negative")
         counts = [ASSUMED_JUDGMENTS] * num_annotators if num_judgments is None else list(num_judgments)
         if len(counts) != num_annotators or any(count < 1 for count in counts):
             raise ValueError(f"num_judgments must be {num_annotators} positive numbers, one for each annotator")
         self.loss, self.ties, self.margin, self.centring = loss, ties, margin, centring
         self.label_smoothing, self.flip_rate, self.annotators = label_smoothing, flip_rate, annotators
+        self.aspects, self.length_spread, self.length_penalty = list(aspects), length_spread, length_penalty
         self.usual_flips = _to_log_odds(flip_rate or FLIP_RATE)
         self.register_buffer("prior_share", 1 / torch.tensor(counts, dtype=torch.float32), persistent=False)
         self.log_tie_odds = self.log_log_theta = self.flips = None
         self.log_temperatures = self.annotator_flips = None
+        self.length_weights = self.length_prices = None
         if ties == "davidson":
             self.log_tie_odds = nn.Parameter(_usual_odds_of_ties())
         elif ties == "rao_kupper":
@@ -134,21 +157,27 @@ class Likelihood(nn.Module):
             self.log_temperatures = nn.Parameter(torch.zeros(num_annotators))
         elif annotators == "flip_rates" and num_annotators:
             self.annotator_flips = nn.Parameter(torch.full((num_annotators,), self.usual_flips))
+        if length_spread:
+            self.length_weights = nn.Parameter(torch.zeros(len(self.aspects)))
+        if length_spread and length_penalty:
+            self.length_prices = nn.Parameter(torch.zeros(len(self.aspects)))
 
     def forward(self, rewards: Tensor, judged: Judged) -> Tensor:
         """(B,) the loss of each ranking in nats per choice: each has one voice, whatever its length.
 
-        The prior of an annotator's number, and the centring penalty, are in the losses of the rankings they belong to.
+        The prior of an annotator's number, and the penalties, are in the losses of the rankings they belong to.
 
         Args:
             rewards: (B, K) float, on whatever device.
 
         Raises:
-            ValueError: shapes differ, or an annotator has no number below A.
+            ValueError: shapes differ, an annotator has no number below A, or an aspect none of its own.
         """
         self._check(rewards, judged)
         rewards, is_ranked = _prepared(rewards, judged.groups)
-        told = self._tempered(rewards, judged.annotator) - self._lead(judged).to(rewards)
+        lengths = self._lengths(judged, is_ranked).to(rewards)
+        seen = rewards + _of_aspect(self.length_weights, judged.aspect, rewards)[:, None] * lengths
+        told = self._tempered(seen, judged.annotator) - self._lead(judged).to(rewards)
         flip_rate = self._flip_rate(rewards, judged.annotator)
         loss = self._loss(told, judged.groups, flip_rate)
         if self.label_smoothing:
@@ -158,6 +187,10 @@ class Likelihood(nn.Module):
             loss = loss + self.centring * (2 * rewards.sum(1) / is_ranked.sum(1).clamp(min=1)) ** 2
         if judged.annotator is not None:
             loss = loss + self._prior(rewards, judged.annotator)
+        if self.length_prices is not None:
+            price = _of_aspect(self.length_prices, judged.aspect, rewards)
+            covariance = (rewards * lengths).sum(1) / is_ranked.sum(1).clamp(min=1)
+            loss = loss + price * covariance - price**2 / (4 * self.length_penalty)
         return loss + sum((0 * parameter.sum() for parameter in self.parameters()), start=loss.new_zeros(()))
 
     def teaches(self, groups: Sequence[int]) -> bool:
@@ -165,10 +198,30 @@ class Likelihood(nn.Module):
         ranked = [group for group in groups if group >= 0]
         return len(ranked) > 1 and (self.ties in TIE_MODELS or len(set(ranked)) > 1)
 
+    @property
+    def opponents(self) -> list[nn.Parameter]:
+        """Parameters that are to raise the loss, while the others and the rewards lower it.
+
+        The penalty on length is a square of a mean over all rankings, and a batch's own mean would have the noise of
+        the batch squared into it: with 16 pairs that shrinks rewards wherever lengths differ. So it is put as the most
+        that a price p can make of what it asks: penalty * c^2 = max over p of (p c - p^2 / (4 penalty)). That is linear
+        in the covariance c, so it sums over rankings, rows and processes, and the price is as good as a running mean.
+        """
+        return [] if self.length_prices is None else [self.length_prices]
+
+    @property
+    def nats_per_doubling(self) -> dict[str, float]:
+        """By how much a response twice as long leads in each aspect's judgments, rewards being equal; or nothing."""
+        if self.length_weights is None:
+            return {}
+        weights = (self.length_weights.detach() / self.length_spread).tolist()
+        return dict(zip(self.aspects, weights, strict=True))
+
     def learned(self) -> dict[str, Any]:
         """What was learned along with the rewards, by name, as plain numbers; what annotators have is a list (A,).
 
-        "davidson_odds" are the odds of a tied group against one response, where all are equal, by the group's size.
+        "davidson_odds" are the odds of a tied group against one response, where all are equal, by the group's size;
+        "nats_per_doubling_of_length" is by aspect.
         """
         told: dict[str, Any] = {}
         if self.log_tie_odds is not None:
@@ -182,16 +235,27 @@ class Likelihood(nn.Module):
             told["temperatures"] = self.log_temperatures.detach().exp().tolist()
         if self.annotator_flips is not None:
             told["flip_rates"] = _to_rate(self.annotator_flips.detach()).tolist()
+        if self.nats_per_doubling:
+            told["nats_per_doubling_of_length"] = self.nats_per_doubling
         return told
 
     def _check(self, rewards: Tensor, judged: Judged) -> None:
-        for name, given in (("strength", judged.strength), ("annotator", judged.annotator)):
+        for name, given in (
+            ("strength", judged.strength),
+            ("annotator", judged.annotator),
+            ("aspect", judged.aspect),
+        ):
             if given is not None and given.shape != rewards.shape[:1]:
                 raise ValueError(f"{name} {tuple(given.shape)} must be (B,) for rewards {tuple(rewards.shape)}")
+        if judged.lengths is not None and judged.lengths.shape != rewards.shape:
+            raise ValueError(f"lengths {tuple(judged.lengths.shape)} must be as rewards {tuple(rewards.shape)}")
         num_annotators = len(self.prior_share)
         is_used = self.log_temperatures is not None or self.annotator_flips is not None
         if is_used and judged.annotator is not None and int(judged.annotator.max()) >= num_annotators:
             raise ValueError(f"annotator {int(judged.annotator.max())} is not one of {num_annotators}")
+        is_used = self.length_weights is not None
+        if is_used and judged.aspect is not None and int(judged.aspect.max()) >= len(self.aspects):
+            raise ValueError(f"aspect {int(judged.aspect.max())} is not one of {len(self.aspects)}")
 
     def _loss(self, rewards: Tensor, groups: Tensor, flip_rate: Tensor | None) -> Tensor:
         """(B,) in nats per choice."""
@@ -220,6 +284,14 @@ class Likelihood(nn.Module):
         if self.log_temperatures is None or annotator is None:
             return rewards
         return rewards * (-_own(self.log_temperatures, annotator, rewards.new_zeros(()))).exp()[:, None]
+
+    def _lengths(self, judged: Judged, is_ranked: Tensor) -> Tensor:
+        """(B, K) lengths in units of their spread, about the mean of their ranking; 0 where not ranked or not told."""
+        if judged.lengths is None or not self.length_spread:
+            return torch.zeros(is_ranked.shape, device=is_ranked.device)
+        lengths = judged.lengths.to(is_ranked.device).where(is_ranked, 0)
+        mean = lengths.sum(1, keepdim=True) / is_ranked.sum(1, keepdim=True).clamp(min=1)
+        return ((lengths - mean) / self.length_spread).where(is_ranked, 0)
 
     def _lead(self, judged: Judged) -> Tensor:
         """(B, K) what is taken off the better of a pair, as the margin by which it should lead."""
@@ -501,6 +573,13 @@ def _own(values: Tensor, annotator: Tensor, unknown: Tensor) -> Tensor:
     """(B,) of each judgment the annotator's own of `values` (A,), or what holds for the unknown."""
     annotator = annotator.to(values.device)
     return torch.where(annotator < 0, unknown, values[annotator.clamp(min=0)])
+
+
+def _of_aspect(values: Tensor | None, aspect: Tensor | None, rewards: Tensor) -> Tensor:
+    """(B,) of each ranking its aspect's own of `values`, those of the first where not told; 0 where there are none."""
+    if values is None:
+        return rewards.new_zeros(len(rewards))
+    return values[0].expand(len(rewards)) if aspect is None else values[aspect.to(values.device)]
 
 
 def _log_weights_left(worst_first: Tensor, is_ranked: Tensor) -> Tensor:

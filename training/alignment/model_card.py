@@ -3,6 +3,8 @@
 Written by the program from what it measured; `from_pretrained` leaves it alone, and model hubs show it.
 """
 
+import math
+from collections.abc import Collection
 from typing import Any
 
 from training.alignment.config import RewardModelConfig
@@ -32,7 +34,7 @@ def model_card(config: RewardModelConfig, result: dict[str, Any], report: dict[s
         _use(config),
         _data(config, result, digest),
         _worth(report),
-        _beware(report),
+        _beware(report, result.get("learned", {}).get("nats_per_doubling_of_length", {})),
         _training(config, result),
     ]
     return "\n".join(sections)
@@ -103,9 +105,15 @@ def _worth(report: dict[str, Any]) -> str:
     return "\n".join(["## Held-out figures\n", f"{told}.\n", "| | |", "|---|---|", *lines, ""])
 
 
-def _beware(report: dict[str, Any]) -> str:
+def _beware(report: dict[str, Any], nats_per_doubling: dict[str, float]) -> str:
     length = report.get("length") or {}
     lines = ["## Biases and limits\n"]
+    lines += [
+        f"- Length is left out of the rewards. In the judgments{_of(aspect, nats_per_doubling)} it counted by itself "
+        f"for {nats:.2g} nats of log-odds ({math.exp(nats):.2g} to 1) in favour of a response twice as long; where "
+        "longer ones were truly better, that is in this figure too."
+        for aspect, nats in nats_per_doubling.items()
+    ]
     if correlation := length.get("correlation"):
         lines.append(
             f"- Length: within a prompt, rewards and lengths correlate by {_figure(correlation)}"
@@ -124,6 +132,10 @@ def _beware(report: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _of(aspect: str, several: Collection[str]) -> str:
+    return f" of {aspect}" if len(several) > 1 else ""
 
 
 def _training(config: RewardModelConfig, result: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ import json
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -35,14 +35,23 @@ from training.alignment.batching import budget
 from training.alignment.calibration import fit_temperature
 from training.alignment.checkpoint import read_optimizer_state, read_schedule, save_training_state
 from training.alignment.config import ConfigError, RewardModelConfig
-from training.alignment.evaluation import Scored, measure, prompt_key, report
-from training.alignment.items import Item, annotators_of, build_items, judge
+from training.alignment.evaluation import measure, prompt_key, report
+from training.alignment.items import (
+    Item,
+    annotators_of,
+    build_items,
+    judge,
+    length_spread,
+    log_length,
+    start_with_length,
+)
 from training.alignment.losses import Likelihood
 from training.alignment.model_card import model_card
 from training.alignment.noise import NotIdentifiedError, estimate_flip_rate
 from training.alignment.packing import Packing, build_row, plan
 from training.alignment.preferences import RankedResponses, read_rankings
 from training.alignment.products import round_products
+from training.alignment.reward import Scored
 from training.alignment.reward_model import RewardModel, agree, join_processes, normalisation, score_rankings
 from training.alignment.reward_net import RewardNet, fit_length, load_backbone, silence_dropout
 from training.alignment.run_dir import (
@@ -81,8 +90,8 @@ def train_reward_model(config: RewardModelConfig, run_dir: RunDir, stop: StopFla
         "num_train_rankings" that teach anything, "num_tied_rankings" that do not, "num_too_long" that were left out;
         "num_shared_prompts" of the training split that are in the others too, which should be none;
         "num_truncated" responses of both the training and the test rankings; "packing", and the share of "real_tokens"
-        in its rows; "temperature"; what was "learned" about ties, flips and annotators until the best step; and what
-        "repeated_judgments" of the same pairs tell about flips.
+        in its rows; "temperature"; what was "learned" about ties, flips, annotators and length until the best step; and
+        what "repeated_judgments" of the same pairs tell about flips.
 
     Raises:
         ConfigError: no training ranking puts one response above another, or the backbone cannot serve.
@@ -183,6 +192,7 @@ class _Training:
         )
         if not self.items.items:
             raise ConfigError(_no_preferences(config.aspect, len(train), self.items.num_too_long))
+        start_with_length(self.likelihood, self.items.items)
         if not config.dropout:
             silence_dropout(model)
         if config.lora_rank:
@@ -200,8 +210,12 @@ class _Training:
     def _build_optimizer(self) -> None:
         config = self.config
         groups = _parameter_groups(self.net, config.weight_decay)
-        if own := list(self.likelihood.parameters()):
-            groups.append({"params": own, "weight_decay": 0.0, "lr": JUDGING_LEARNING_RATE, "betas": JUDGING_BETAS})
+        judging = {"weight_decay": 0.0, "lr": JUDGING_LEARNING_RATE, "betas": JUDGING_BETAS}
+        opponents = self.likelihood.opponents
+        if own := [one for one in self.likelihood.parameters() if all(one is not other for other in opponents)]:
+            groups.append({"params": own, **judging})
+        if opponents:
+            groups.append({"params": opponents, **judging, "maximize": True})
         self.optimizer = torch.optim.AdamW(
             groups, lr=config.learning_rate, betas=BETAS, fused=None if self.is_sharded else True
         )
@@ -305,7 +319,8 @@ class _Training:
         with self._autocast():
             chunks = score_rankings(self.accelerator, model, self.validation, StopFlag(), not self.is_sharded)
             scores = [one.scores for chunk in chunks for one in chunk]
-        found = measure(self.validation, _calibrated(self.validation, scores, self.config.aspects), "validation")
+        seen = _with_length(self.validation, scores, self.likelihood.nats_per_doubling)
+        found = measure(self.validation, _calibrated(self.validation, seen, self.config.aspects), "validation")
         self.validated_step = self.step
         self._log("validation", loss=found["loss"], accuracy=found["accuracy"])
         self.num_worse += 1
@@ -491,6 +506,19 @@ def _calibrated(
     ]
 
 
+def _with_length(
+    rankings: Sequence[RankedResponses], scores: Sequence[Sequence[float]], nats_per_doubling: Mapping[str, float]
+) -> list[list[float]]:
+    """Scores as annotators are taken to have seen them: a reward that leaves length out is not to be held to it."""
+    return [
+        [
+            score + nats_per_doubling.get(ranked.aspect, 0.0) * log_length(text)
+            for score, text in zip(own, ranked.responses, strict=True)
+        ]
+        for ranked, own in zip(rankings, scores, strict=True)
+    ]
+
+
 def _num_shared_prompts(train: Sequence[RankedResponses], held_out: Sequence[RankedResponses]) -> int:
     return len({prompt_key(ranked) for ranked in train} & {prompt_key(ranked) for ranked in held_out})
 
@@ -512,6 +540,9 @@ def _likelihood(
         num_annotators=len(annotators_of(train)),
         num_judgments=[num_judgments[name] for name in annotators_of(train)],
         centring=config.centring,
+        aspects=config.aspects,
+        length_spread=length_spread(train) if config.length == "control" else 0.0,
+        length_penalty=config.length_penalty,
     )
 
 

@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 from transformers import AutoTokenizer
 
-from training.alignment.items import build_items, judge
-from training.alignment.losses import Likelihood
+from training.alignment.items import build_items, judge, length_spread, log_length, start_with_length
+from training.alignment.losses import Likelihood, ranking_loss
 from training.alignment.packing import Packing
 from training.alignment.preferences import RankedResponses
 
@@ -98,3 +100,47 @@ def test_losses_are_summed_by_weight_each_from_its_head(build):
     pairs = torch.nn.functional.softplus(torch.tensor([-1.0, 3.0]))
     list_of_three = torch.log(torch.tensor(6.0)) / 2  # nats per choice
     assert total.item() == pytest.approx((pairs[0] + 3 * pairs[1] + list_of_three).item(), abs=1e-6)
+
+
+def test_lengths_are_in_doublings_and_their_spread_is_within_prompts():
+    assert [log_length(text) for text in ("", "a", "ab", "é" * 8)] == [0, 0, 1, 3]
+    assert length_spread(
+        [ranked("a", "abcd"), ranked("abc", "xyz"), ranked("a", "b" * 16, "c", ranking=((1,), (0,)))]
+    ) == (
+        pytest.approx(math.sqrt((1 + 0 + 4) / 3))  # the third response was not ranked
+    )
+    assert length_spread([ranked("abc", "xyz"), ranked("", "a")]) == 0
+    assert length_spread([]) == 0
+
+
+def test_each_judgment_is_told_its_responses_lengths_and_its_aspect(build):
+    rankings = [ranked("Eight.", "No."), ranked("No.", "Eight.", aspect="style"), ranked("ab", "b", "abcd", "unranked")]
+    items = build(rankings, aspects=["overall", "style"]).items
+    likelihood = Likelihood(length_spread=0.5, length_penalty=0.0, aspects=["overall", "style"])
+    with torch.no_grad():
+        likelihood.length_weights += torch.tensor([0.5, 1.0])  # 1 and 2 nats a doubling
+
+    total = judge(likelihood, torch.zeros(6, 2), items)
+
+    overall = ranking_loss(torch.tensor([[6.0, 3.0]]).log2(), torch.tensor([[0, 1]]))
+    style = ranking_loss(2 * torch.tensor([[3.0, 6.0]]).log2(), torch.tensor([[0, 1]]))
+    listed = ranking_loss(torch.tensor([[1.0, 0.0, 2.0, 3.0]]), torch.tensor([[0, 1, -1, -1]]))
+    assert total.item() == pytest.approx((overall + style + listed).item(), abs=1e-6)
+
+
+def test_weights_of_length_start_where_they_explain_the_judgments(build):
+    """Three in four prefer a response that is twice as long, and in style all prefer the shorter."""
+    rankings = [ranked("ab", "b"), ranked("abcd", "cd"), ranked("efgh", "gh"), ranked("g", "hi")]
+    rankings = [one for one in rankings for _ in range(500)] + [ranked("b", "ab", aspect="style")] * 20
+    likelihood = Likelihood(length_spread=0.5, aspects=["overall", "style"])
+
+    start_with_length(likelihood, build(rankings, aspects=["overall", "style"], likelihood=likelihood).items)
+
+    found = likelihood.nats_per_doubling
+    assert found["overall"] == pytest.approx(math.log(3), abs=0.01)
+    wrong = 1 / (1 + math.exp(-found["style"]))  # of a pair that is 2 spreads apart, of twenty; the prior pulls back
+    assert found["style"] / 2 + 2 * 20 * wrong == pytest.approx(0, abs=1e-2)
+    assert all(parameter.grad is None for parameter in likelihood.parameters())
+    without = Likelihood()
+    start_with_length(without, [])
+    assert without.learned() == {}

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -5,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from training.alignment.losses import (
@@ -20,6 +21,7 @@ from training.alignment.losses import (
     ranking_loss,
     rao_kupper,
 )
+from training.alignment.measures import spearman
 
 
 def loss_of(rewards: list[float], groups: list[int]) -> float:
@@ -567,6 +569,7 @@ def test_davidsons_lists_stay_finite(rewards, groups):
 
 
 NOISY = {"margin": 0.5, "label_smoothing": 0.1, "flip_rate": 0.1, "learn_flip_rate": True}
+LENGTH = {"length_spread": 0.7, "aspects": ("overall", "style")}
 OPTIONS: list[dict[str, Any]] = [
     {"loss": loss, "ties": ties, "annotators": annotators, "num_annotators": 3, **noise}
     for loss in ("plackett_luce", "all_pairs")
@@ -574,26 +577,37 @@ OPTIONS: list[dict[str, Any]] = [
     for annotators in ("equal", "temperatures", "flip_rates")
     for noise in ({}, NOISY)
 ]
+OPTIONS += [
+    {"loss": loss, "ties": ties, "annotators": "temperatures", "num_annotators": 3, **NOISY, **LENGTH}
+    for loss, ties in (("plackett_luce", "exact"), ("plackett_luce", "davidson"), ("all_pairs", "rao_kupper"))
+]
 
 
 def random_judgments(num_rows: int, num_responses: int) -> tuple[Tensor, Judged]:
     rewards, groups = random_batch(num_rows, num_responses, 3)
     groups = torch.where(groups < 0, -1, groups - groups.masked_fill(groups < 0, 9).amin(1, keepdim=True))
     numbers = torch.arange(num_rows)
-    return rewards, Judged(groups, (numbers % 3).double(), numbers % 4 - 1)
+    lengths = torch.randn(rewards.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return rewards, Judged(groups, (numbers % 3).double(), numbers % 4 - 1, lengths, numbers % 2)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
 def test_whatever_the_options_a_constant_and_the_order_change_nothing_and_gradients_are_right(options):
     likelihood = Likelihood(**options).double()
+    with torch.no_grad():
+        for number, parameter in enumerate([likelihood.length_weights, *likelihood.opponents]):
+            if parameter is not None:
+                parameter.add_(double(0.6, -0.2) - number)
     for num_responses in (2, 5):
         rewards, judged = random_judgments(8, num_responses)
         order = torch.randperm(num_responses, generator=torch.Generator().manual_seed(1))
         losses = likelihood(rewards, judged)
-        reordered = Judged(judged.groups[:, order], judged.strength, judged.annotator)
+        reordered = dataclasses.replace(judged, groups=judged.groups[:, order], lengths=judged.lengths[:, order])
+        longer = dataclasses.replace(judged, lengths=judged.lengths + 7)
 
         assert losses.shape == (8,)
         assert (likelihood(rewards + 30, judged) - losses).abs().max().item() < 1e-11
+        assert (likelihood(rewards, longer) - losses).abs().max().item() < 1e-12
         assert (likelihood(rewards[:, order], reordered) - losses).abs().max().item() < 1e-12
         assert torch.autograd.gradcheck(
             lambda given, *_, judged=judged: likelihood(given, judged),
@@ -609,7 +623,7 @@ def test_every_parameter_has_a_finite_gradient_whatever_the_batch_holds(options)
 
     for annotator in (None, torch.tensor([-1, -1, -1]), torch.tensor([0, -1, 2])):
         likelihood.zero_grad()
-        losses = likelihood(rewards, Judged(groups, torch.ones(3), annotator))
+        losses = likelihood(rewards, Judged(groups, torch.ones(3), annotator, torch.ones(3, 3).cumsum(1)))
         losses.sum().backward()
 
         assert losses.isfinite().all()
@@ -727,6 +741,55 @@ def test_centring_adds_the_square_of_the_sum_of_a_pair_and_is_off_by_default():
     assert penalty.tolist() == pytest.approx([0.09, 0.01 * (20 / 3) ** 2], abs=1e-12)
 
 
+def test_judgments_follow_reward_and_length_and_the_reward_pays_for_following_length_itself():
+    likelihood = Likelihood(length_spread=2.0, length_penalty=0.3, aspects=("overall", "style")).double()
+    with torch.no_grad():
+        likelihood.length_weights += double(0.6, -1.0)
+        likelihood.length_prices += double(0.2, 0.5)
+    rewards = double(1.0, 0.0, 7.0).repeat(2, 1)
+    judged = Judged(torch.tensor([[0, 1, -1]] * 2), lengths=double(9.0, 5.0, 1.0).repeat(2, 1), aspect=torch.arange(2))
+
+    losses = likelihood(rewards, judged)
+
+    # the first is 4 doublings, so 2 spreads, longer: 1 above and 1 below the mean; the covariance is (1·1 + 0·-1) / 2
+    overall = math.log1p(math.exp(-(1 + 0.6 * 2))) + 0.2 / 2 - 0.2**2 / 1.2
+    style = math.log1p(math.exp(-(1 - 1.0 * 2))) + 0.5 / 2 - 0.5**2 / 1.2
+    assert losses.tolist() == pytest.approx([overall, style], abs=1e-12)
+    assert likelihood.nats_per_doubling == {"overall": pytest.approx(0.3), "style": pytest.approx(-0.5)}
+    assert likelihood.learned() == {"nats_per_doubling_of_length": likelihood.nats_per_doubling}
+
+
+def test_the_most_that_the_price_makes_of_length_is_the_squared_covariance_over_all_rankings():
+    rewards, judged = random_judgments(50, 4)
+    judged = dataclasses.replace(judged, aspect=None)
+    likelihood = Likelihood(length_spread=1.0, length_penalty=0.7).double()
+    plain = likelihood(rewards, judged).mean()
+
+    (price,) = likelihood.opponents
+    minimised(lambda: -likelihood(rewards, judged).mean(), price)
+
+    is_ranked = judged.groups >= 0
+    lengths, rewards = (values.masked_fill(~is_ranked, math.nan) for values in (judged.lengths, rewards))
+    products = (rewards - rewards.nanmean(1, True)) * (lengths - lengths.nanmean(1, True))
+    covariance = products.nanmean(1).nan_to_num().mean().item()
+    assert price.item() == pytest.approx(2 * 0.7 * covariance)
+    assert (likelihood(rewards.nan_to_num(), judged).mean() - plain).item() == pytest.approx(0.7 * covariance**2)
+
+
+def test_where_lengths_are_not_told_or_all_alike_length_counts_for_nothing():
+    rewards, judged = random_judgments(6, 4)
+    untold = dataclasses.replace(judged, lengths=None)
+    likelihood = Likelihood(length_spread=1.0, aspects=("overall", "style")).double()
+    with torch.no_grad():
+        likelihood.length_weights += 1
+
+    expected = Likelihood()(rewards, untold).tolist()
+    assert likelihood(rewards, untold).tolist() == expected
+    assert likelihood(rewards, dataclasses.replace(judged, lengths=judged.lengths * 0 + 3)).tolist() == expected
+    assert Likelihood()(rewards, judged).tolist() == expected
+    assert Likelihood(length_spread=1.0, length_penalty=0.0).opponents == Likelihood().opponents == []
+
+
 def test_an_unknown_annotator_is_the_usual_one():
     rewards, groups = random_batch(6, 4, 3)
     unknown = Judged(groups, annotator=torch.full((6,), -1))
@@ -775,6 +838,7 @@ def test_what_was_learned_is_told_as_plain_numbers():
         ({"label_smoothing": -0.1}, "label_smoothing -0.1 must be at least 0 and below 0.5"),
         ({"margin": -1.0}, "margin, centring and num_annotators must not be negative"),
         ({"num_annotators": 2, "num_judgments": [1]}, "num_judgments must be 2 positive numbers"),
+        ({"length_penalty": -1.0}, "length_spread and length_penalty must not be negative"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):
@@ -788,10 +852,13 @@ def test_options_that_make_no_sense_are_refused(options, message):
         ({"strength": torch.ones(3)}, r"strength \(3,\) must be \(B,\)"),
         ({"annotator": torch.zeros(1, dtype=torch.int64)}, r"annotator \(1,\) must be \(B,\)"),
         ({"annotator": torch.tensor([0, 2])}, "annotator 2 is not one of 2"),
+        ({"lengths": torch.zeros(2)}, r"lengths \(2,\) must be as rewards \(2, 2\)"),
+        ({"aspect": torch.zeros(1, dtype=torch.int64)}, r"aspect \(1,\) must be \(B,\)"),
+        ({"aspect": torch.tensor([0, 1])}, "aspect 1 is not one of 1"),
     ],
 )
 def test_judgments_of_another_shape_are_refused(judged, message):
-    likelihood = Likelihood(annotators="temperatures", num_annotators=2)
+    likelihood = Likelihood(annotators="temperatures", num_annotators=2, length_spread=1.0)
 
     with pytest.raises(ValueError, match=message):
         likelihood(torch.zeros(2, 2), Judged(torch.tensor([[0, 1], [1, 0]]), **judged))
@@ -1031,3 +1098,73 @@ def test_the_penalty_that_centres_shrinks_true_differences():
     ]
 
     assert slopes == pytest.approx([1, 0.99, 0.85, 0.43], abs=0.03)
+
+
+def length_world(num_prompts: int, nats_per_doubling: float, seed: int) -> tuple[Tensor, Tensor, Judged]:
+    """Features (B, 4, 9) of responses, of which the last tells their length, which makes them no better; what they are
+    worth; and judgments, which follow length as well."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(num_prompts, 4, 9, generator=generator)
+    lengths = 8 + 1.5 * features[..., 8]
+    worth = 0.7 * features[..., :4].sum(2) + torch.tanh(2 * features[..., 4] * features[..., 5])
+    chance = -torch.empty_like(worth).exponential_(generator=generator).log()
+    groups = (-(worth + nats_per_doubling * lengths + chance)).argsort(1).argsort(1)
+    return features, worth, Judged(groups, lengths=lengths)
+
+
+def reward_net_trained_on(features: Tensor, judged: Judged, likelihood: Likelihood) -> nn.Module:
+    """Two layers that see the length, trained in small steps, as reward models are."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(9, 32), nn.Tanh(), nn.Linear(32, 1))
+    judging = {"lr": 0.05, "betas": (0.9, 0.999)}
+    groups = [{"params": list(net.parameters())}]
+    if likelihood.length_weights is not None:
+        groups += [{"params": likelihood.length_weights, **judging}]
+        groups += [{"params": likelihood.opponents, **judging, "maximize": True}]
+    optimizer = torch.optim.AdamW(groups, lr=5e-3)
+    steps = [rows for _ in range(3) for rows in torch.randperm(len(features)).split(32)]
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, len(steps))
+    for rows in steps:
+        optimizer.zero_grad()
+        shown = Judged(judged.groups[rows], lengths=judged.lengths[rows])
+        likelihood(net(features[rows])[..., 0], shown).mean().backward()
+        optimizer.step()
+        schedule.step()
+    return net
+
+
+def learned_in_length_world(nats_per_doubling: float, *, is_controlled: bool) -> tuple[float | None, float, float]:
+    """What length was found to count for, and on other prompts the accuracy against what responses are worth, and
+    Spearman's correlation of rewards and lengths within prompts."""
+    features, _, judged = length_world(12_000, nats_per_doubling, 0)
+    spread = judged.lengths.var(1, unbiased=False).mean().sqrt().item() if is_controlled else 0.0
+    likelihood = Likelihood(length_spread=spread)
+    net = reward_net_trained_on(features, judged, likelihood)
+    features, worth, judged = length_world(3000, nats_per_doubling, 100)
+    with torch.no_grad():
+        rewards = net(features)[..., 0]
+    one, other = all_pairs_of(4).T
+    is_right = (rewards[:, one] > rewards[:, other]) == (worth[:, one] > worth[:, other])
+    correlation = spearman(list(rewards.double().numpy()), list(judged.lengths.double().numpy())).mean()
+    return likelihood.nats_per_doubling.get("overall"), is_right.double().mean().item(), correlation
+
+
+def test_what_length_counts_for_is_found_and_left_out_of_rewards():
+    _, best, _ = learned_in_length_world(0.0, is_controlled=False)
+
+    _, accuracy, correlation = learned_in_length_world(0.5, is_controlled=False)
+    found, controlled_accuracy, controlled_correlation = learned_in_length_world(0.5, is_controlled=True)
+
+    assert (accuracy, correlation) == (pytest.approx(0.84, abs=0.02), pytest.approx(0.35, abs=0.03))
+    assert found == pytest.approx(0.5, rel=0.1)
+    assert abs(controlled_correlation) <= 0.05
+    assert controlled_accuracy >= best - 0.01
+
+
+def test_where_judgments_do_not_follow_length_to_control_it_changes_nothing():
+    _, accuracy, _ = learned_in_length_world(0.0, is_controlled=False)
+    found, controlled_accuracy, correlation = learned_in_length_world(0.0, is_controlled=True)
+
+    assert found == pytest.approx(0, abs=0.03)
+    assert controlled_accuracy == pytest.approx(accuracy, abs=0.003)
+    assert abs(correlation) <= 0.05

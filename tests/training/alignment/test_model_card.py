@@ -45,3 +45,18 @@ def test_a_card_without_figures_says_so():
     card = model_card(RewardModelConfig(), {**RESULT, "learned": {}}, {"figures": {}}, "abc123")
 
     assert "None: the test split orders no responses." in card
+
+
+def test_the_card_tells_what_length_counted_for_in_words():
+    def card(**nats: float) -> str:
+        learned = {"nats_per_doubling_of_length": nats}
+        return model_card(RewardModelConfig(length="control"), {**RESULT, "learned": learned}, REPORT, "abc123")
+
+    told = (
+        "- Length is left out of the rewards. In the judgments{} it counted by itself for {} in favour of a response "
+        "twice as long;"
+    )
+    assert told.format("", "0.42 nats of log-odds (1.5 to 1)") in card(overall=0.42)
+    assert "- learned nats per doubling of length: 0.42 for overall" in card(overall=0.42)
+    assert told.format(" of style", "-0.5 nats of log-odds (0.61 to 1)") in card(overall=0.42, style=-0.5)
+    assert "Length is left out" not in card()

@@ -1,15 +1,19 @@
 import dataclasses
+import itertools
 import json
 import math
+import random
 import statistics
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoModelForSequenceClassification
 
 from tests.training.alignment.material import StopAt, alone, random_pairs, write_rankings
+from training.alignment.calibration import fit_temperature
 from training.alignment.config import ConfigError, RewardModelConfig
 from training.alignment.evaluation import measure
 from training.alignment.preferences import read_rankings
@@ -344,6 +348,115 @@ def test_what_memory_is_saved_by_changes_nothing(tmp_path, llama_folder, ranking
 
     for other in curves[1:]:
         assert other == pytest.approx(curves[0], abs=1e-4)
+
+
+SPLITS = ("train",) * 8 + ("validation", "test")
+
+
+def write_length_world(path: Path, num_prompts: int, splits: tuple = SPLITS, **nats_per_doubling: float) -> Path:
+    """Judgments that follow the number of eggs, and by so much the length, by aspect."""
+    draw = random.Random(0)
+    with path.open("w") as file:
+        for number in range(num_prompts):
+            eggs = [draw.randrange(5) for _ in range(4)]
+            words = [["eggs"] * n + ["salt"] * (4 - n) + ["thank"] * draw.choice([0, 2, 4, 8]) for n in eggs]
+            texts = [" ".join(draw.sample(one, len(one))) for one in words]
+            for aspect, nats in nats_per_doubling.items():
+                chance = [-math.log(-math.log(draw.random())) for _ in texts]
+                seen = [2 * n + nats * math.log2(len(text)) for n, text in zip(eggs, texts, strict=True)]
+                row = {
+                    "prompt": [{"role": "user", "content": f"What do I put into dish {number}?"}],
+                    "responses": [{"role": "assistant", "content": text} for text in texts],
+                    "ranking": [[place] for place in sorted(range(4), key=lambda at: -seen[at] - chance[at])],
+                    "aspect": aspect,
+                    "split": splits[number % len(splits)],
+                }
+                file.write(json.dumps(row) + "\n")
+    return path
+
+
+def test_what_length_counts_for_is_left_out_of_the_rewards(tmp_path, llama_folder):
+    preferences = write_length_world(tmp_path / "rankings", 150, ("train",), overall=1.5)
+    values = {"length": "control", "num_epochs": 6.0}
+    config, run_dir = start(tmp_path / "run", llama_folder, preferences, **values)
+
+    result = train_reward_model(config, run_dir, StopFlag())
+
+    assert result["learned"] == {"nats_per_doubling_of_length": {"overall": pytest.approx(1.5, rel=0.2)}}
+    assert "in favour of a response twice as long" in (run_dir.model / "README.md").read_text()
+    model = RewardModel.load(run_dir.model)
+    prompt = [{"role": "user", "content": "What do I put into dish 500?"}]
+    fillers = ["", " thank thank", " thank" * 8]
+    scores = model.score([(prompt, "eggs " * n + "salt " * (4 - n) + filler) for n in range(5) for filler in fillers])
+    by_eggs = [scores[start : start + 3] for start in range(0, 15, 3)]
+    for fewer, more in itertools.pairwise(by_eggs):  # however long
+        assert max(fewer) < min(more)
+    raw_nats = model.std / (4 * math.log2(7))
+    assert raw_nats * abs(sum(own[2] - own[0] for own in by_eggs)) < 0.15
+
+
+def test_each_aspect_has_its_own_weight_of_length_and_a_run_goes_on_with_them(tmp_path, llama_folder):
+    preferences = write_length_world(tmp_path / "rankings", 40, overall=3.0, style=-3.0)
+    values = {"length": "control", "aspect": "overall, style", "ties": "davidson", "eval_steps": 2, "num_epochs": 2.0}
+    config, whole = start(tmp_path / "whole", llama_folder, preferences, **values)
+    expected = train_reward_model(config, whole, StopFlag())
+    config, halting = start(tmp_path / "halting", llama_folder, preferences, **values)
+
+    with pytest.raises(Interrupted):
+        train_reward_model(config, halting, StopAt(3))
+    weights = load_file(halting.latest_checkpoint()[0] / "weights.safetensors")
+
+    assert train_reward_model(config, halting, StopFlag()) == expected
+    assert curve(halting) == curve(whole)
+    found = expected["learned"]["nats_per_doubling_of_length"]
+    assert found["style"] < 0 < found["overall"]
+    for name in ("length_weights", "length_prices"):
+        assert weights[f"likelihood.{name}"].abs().min() > 0
+
+
+def test_however_rows_are_packed_and_cut_length_is_controlled_alike(tmp_path, llama_folder):
+    preferences = write_length_world(tmp_path / "rankings", 40, overall=3.0)
+    curves, found = [], []
+    for values in ({}, {"packing": "separate"}, {"packing": "padded"}, {"max_tokens": 64}):
+        told = {"length": "control", "eval_steps": 1000, "length_penalty": 1.0, **values}
+        config, run_dir = start(tmp_path / str(len(curves)), llama_folder, preferences, **told)
+        result = train_reward_model(config, run_dir, StopFlag())
+        curves.append(losses(run_dir))
+        found.append(result["learned"]["nats_per_doubling_of_length"])
+
+    for own_curve, own in zip(curves[1:], found[1:], strict=True):
+        assert own_curve == pytest.approx(curves[0], abs=1e-4)
+        assert own == pytest.approx(found[0], abs=1e-3)
+
+
+def test_the_best_on_validation_is_the_one_that_explains_judgments_with_their_length(tmp_path, llama_folder):
+    preferences = write_length_world(tmp_path / "rankings", 40, overall=8.0)
+    config, run_dir = start(tmp_path / "run", llama_folder, preferences, length="control", eval_steps=2)
+
+    result = train_reward_model(config, run_dir, StopFlag())
+
+    model = RewardModel.load(run_dir.model)
+    validation = list(read_rankings(preferences, "validation"))
+    nats = result["learned"]["nats_per_doubling_of_length"]["overall"]
+    seen = [
+        [model.std * model.score([(one.prompt, text)])[0] + nats * math.log2(len(text)) for text in one.responses]
+        for one in validation
+    ]
+    temperature = fit_temperature(
+        [own[i] - own[j] for one, own in zip(validation, seen, strict=True) for i, j in one.ordered_places()]
+    )
+    calibrated = [[reward / temperature for reward in own] for own in seen]
+    assert result["validation_loss"] == pytest.approx(measure(validation, calibrated)["loss"], abs=1e-5)
+
+
+def test_where_all_are_as_long_to_control_length_changes_nothing(tmp_path, llama_folder, rankings_path):
+    curves = []
+    for length in ("ignore", "control"):
+        config, run_dir = start(tmp_path / length, llama_folder, rankings_path, length=length)
+        assert "learned" not in train_reward_model(config, run_dir, StopFlag())
+        curves.append(losses(run_dir))
+
+    assert curves[0] == curves[1]
 
 
 def test_what_is_random_in_a_step_follows_from_its_number(tmp_path, gpt2_folder, rankings_path):
