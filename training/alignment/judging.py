@@ -395,7 +395,7 @@ class KnownAnswers:
     def put(self, answers: dict[bytes, Answer]) -> None:
         """Keep those that say something."""
         said = {key: answer for key, answer in answers.items() if math.isfinite(answer.value)}
-        self._known |= said
+        self._known.update(said)
         if self.cache:
             self.cache.put({key: (answer.value, float(answer.is_truncated)) for key, answer in said.items()})
 
