@@ -192,7 +192,7 @@ def combination(run: TrainingRun) -> Combination | None:
             ("Combined", [_combiner(one, chosen, accuracies, losses) for one in combiners]),
         ],
         accuracy_ticks=plots.strip_ticks(accuracies),
-        log_loss_ticks=plots.ticks(losses, f"{{:.{_decimals(losses)}f}}"),
+        log_loss_ticks=plots.loss_ticks(losses, COIN),
         gains=_gain_tables(told, combiners, named),
         correlation=_correlation(told.get("correlation"), [named[one.get("name")] for one in members]),
         weights=[
@@ -261,10 +261,6 @@ def _scale_of_losses(found: Sequence[Range]) -> Scale:
 
 def _widened(low: float, high: float) -> Scale:
     return Scale(low, high if high > low else low + max(0.1, abs(low)))
-
-
-def _decimals(scale: Scale) -> int:
-    return 1 if scale.high - scale.low >= 0.1 else 2
 
 
 def _member(told: dict[str, Any], named: _Names, accuracies: Scale, losses: Scale) -> Scored:

@@ -280,7 +280,9 @@ class Promotion(models.Model):
         help_text="Whose held-out judgments the test is on; none where there was no test.",
     )
     test: Any = models.JSONField(help_text="Fields of promotion_queries.Test; empty where there was none.")
-    is_overruled = models.BooleanField(default=False, help_text="Promoted although the test did not allow it.")
+    is_overruled = models.BooleanField(
+        "overruled", default=False, help_text="Promoted although the test did not allow it."
+    )
     reason = models.TextField(blank=True, max_length=2000)
     created_at = models.DateTimeField(auto_now_add=True)
     created_by = models.ForeignKey(

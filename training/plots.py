@@ -76,9 +76,11 @@ def strip_ticks(scale: Scale) -> list[Tick]:
     return [Tick(_percent(scale.share(value)), f"{value:.0%}") for value in sorted({scale.low, 0.5, scale.high})]
 
 
-def ticks(scale: Scale, form: str) -> list[Tick]:
-    """The ends of an axis."""
-    return [Tick(_percent(scale.share(value)), form.format(value)) for value in (scale.low, scale.high)]
+def loss_ticks(scale: Scale, coin: float) -> list[Tick]:
+    """Where a coin stands on an axis of losses, and the ends that are far enough from it to be named."""
+    texts = {value: f"{value:.1f}" for value in (scale.low, scale.high)} | {coin: "coin"}
+    near = {value for value in texts if value != coin and abs(scale.share(value) - scale.share(coin)) < 0.25}
+    return [Tick(_percent(scale.share(value)), texts[value]) for value in sorted(texts.keys() - near)]
 
 
 def scale_of_gains(ranges: Iterable[Range]) -> Scale:

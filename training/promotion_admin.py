@@ -23,7 +23,7 @@ from training.promotion_forms import PromotionForm
 
 
 class PromotionAdmin(PageAdmin):
-    list_display = ("promoted", "project", "reward_model", "in_place_of", "test_in_words", "overruled", "created_by")
+    list_display = ("promoted", "project", "reward_model", "in_place_of", "test_in_words", "overruled")
     list_filter = (("project", ProjectFilter), "is_overruled")
     list_select_related = ("project", "run", "previous__run", "created_by")
     search_fields = ("run__name", "reason")
@@ -43,7 +43,8 @@ class PromotionAdmin(PageAdmin):
 
     @admin.display(description="promoted", ordering="created_at")
     def promoted(self, promotion: Promotion) -> str:
-        return date_format(localtime(promotion.created_at), "j M Y H:i")
+        by = f" by {promotion.created_by}" if promotion.created_by else ""
+        return date_format(localtime(promotion.created_at), "j M Y H:i") + by
 
     @admin.display(description="reward model")
     def reward_model(self, promotion: Promotion) -> SafeString:

@@ -69,7 +69,7 @@ def test_members_and_combiners_are_told_on_the_same_pairs():
     }
     assert all(one.accuracy.strip and one.log_loss.strip for _, rows in found.scored for one in rows)
     assert found.accuracy_ticks == [Tick("1.00%", "30%"), Tick("40.20%", "50%"), Tick("99.00%", "80%")]
-    assert found.log_loss_ticks == [Tick("1.00%", "0.5"), Tick("99.00%", "0.8")]
+    assert found.log_loss_ticks == [Tick("1.00%", "0.5"), Tick("64.09%", "coin"), Tick("99.00%", "0.8")]
 
 
 def test_basis_says_that_judgments_were_few():

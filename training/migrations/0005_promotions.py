@@ -19,7 +19,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('test', models.JSONField(help_text='Fields of promotion_queries.Test; empty where there was none.')),
-                ('is_overruled', models.BooleanField(default=False, help_text='Promoted although the test did not allow it.')),
+                ('is_overruled', models.BooleanField(default=False, help_text='Promoted although the test did not allow it.', verbose_name='overruled')),
                 ('reason', models.TextField(blank=True, max_length=2000)),
                 ('created_at', models.DateTimeField(auto_now_add=True)),
                 ('created_by', models.ForeignKey(blank=True, editable=False, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
