@@ -22,6 +22,7 @@ from training.alignment.preferences import PromptedResponses
 if TYPE_CHECKING:
     import torch
 
+    from training.alignment.reward_model import RewardModel
     from training.alignment.score_cache import ScoreCache
 
 OVERALL = "overall"
@@ -103,12 +104,34 @@ def load_reward(
         if not isinstance(member, RewardModelMember):
             return _cached(_load_member(member, folder, device, cache), None if member.kind in QUICK else cache)
         path, max_length, aspect = _inside(folder, member.model), member.max_length or max_length, member.aspect
+        return _cached(OneAspect(_load_model(path, device, max_length, max_tokens, aspect), aspect), cache)
     elif (folder / COMBINER).is_file():
         return importlib.import_module("training.alignment.combiner").Combiner.load(folder, device, cache=cache)
-    from training.alignment.reward_model import MAX_TOKENS, RewardModel  # noqa: PLC0415 -- torch, where it is needed
+    return _cached(_load_model(path, device, max_length, max_tokens, aspect), cache)
 
-    model = RewardModel.load(path, device, max_length, max_tokens or MAX_TOKENS, aspect=aspect)
-    return _cached(model, cache)
+
+@dataclass(frozen=True)
+class OneAspect:
+    """One head of a trained model as a reward of its own, whichever aspect it is asked for."""
+
+    model: "RewardModel"
+    aspect: str
+
+    is_listwise = False
+
+    @property
+    def digest(self) -> str:
+        return self.model.digest
+
+    @property
+    def aspects(self) -> tuple[str, ...]:
+        return (self.aspect,)
+
+    def score_prompts(self, prompts: Sequence[PromptedResponses], aspect: str | None = None) -> list[Scored]:
+        return self.model.score_prompts(prompts)
+
+    def log_odds(self, aspect: str | None = None) -> float:
+        return self.model.log_odds()
 
 
 def score_cache() -> "ScoreCache | None":
@@ -117,6 +140,12 @@ def score_cache() -> "ScoreCache | None":
 
     path = os.environ.get(CACHE_VARIABLE)
     return ScoreCache(Path(path)) if path else None
+
+
+def _load_model(path: Any, device: Any, max_length: Any, max_tokens: int | None, aspect: str | None) -> "RewardModel":
+    from training.alignment.reward_model import MAX_TOKENS, RewardModel  # noqa: PLC0415 -- torch, where it is needed
+
+    return RewardModel.load(path, device, max_length, max_tokens or MAX_TOKENS, aspect=aspect)
 
 
 def _load_member(member: MemberConfig, folder: Path, device: Any, cache: "ScoreCache | None") -> Reward:
