@@ -112,7 +112,7 @@ def dispatch(config: RunConfig, run_dir: RunDir, stop: StopFlag) -> dict[str, An
 
             return combine(config, run_dir, stop)
         case AverageWeightsConfig():
-            from training.alignment.combining import average_weights  # noqa: PLC0415
+            from training.alignment.weight_averaging import average_weights  # noqa: PLC0415
 
             return average_weights(config, run_dir, stop)
         case PreviewJudgeConfig():

@@ -26,12 +26,21 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from training.alignment.calibration import fit_temperature
-from training.alignment.config import ConfigError
+from training.alignment.config import AverageWeightsConfig, ConfigError, split_names
 from training.alignment.evaluation import measure
-from training.alignment.preferences import RankedResponses
-from training.alignment.reward_model import MAX_TOKENS, Floats, RewardModel, normalisation
+from training.alignment.preferences import ANY, RankedResponses, read_rankings
+from training.alignment.reward import OVERALL
+from training.alignment.reward_model import MAX_TOKENS, RewardModel, join_processes, normalisation
 from training.alignment.reward_net import load_classifier
-from training.alignment.run_dir import file_digest, replace_folder, write_json, write_whole
+from training.alignment.run_dir import (
+    Interrupted,
+    RunDir,
+    StopFlag,
+    file_digest,
+    replace_folder,
+    write_json,
+    write_whole,
+)
 from training.alignment.weights import classifier_state
 
 CONFIG, WEIGHTS, INDEX, ADAPTERS = (
@@ -57,6 +66,41 @@ class PathLosses:
     def barrier(self) -> float:
         """How much the path rises above its higher end, in nats; averaging is sound up to about 0.02."""
         return max(self.losses) - max(self.losses[0], self.losses[-1])
+
+
+def average_weights(config: AverageWeightsConfig, run_dir: RunDir, stop: StopFlag) -> dict[str, Any]:
+    """Average reward models, and measure what that is worth on rankings that none of them was trained on.
+
+    Returns:
+        {"model", "accuracy", "interval", "num_pairs", "num_prompts", "loss"}, measured on the average's raw rewards;
+        "num_models", "weights" and "distance", see `average_reward_models`; "member_losses", in nats per choice; and
+        "barrier", the highest of the paths from the first model to the others.
+
+    Raises:
+        ConfigError: the models cannot be averaged, or the split has no rankings of their aspects.
+        Interrupted: `stop` became true.
+    """
+    accelerator = join_processes()
+    if not accelerator.is_main_process:
+        return {}
+    folders = [Path(run_dir.locate(name)) for name in split_names(config.models)]
+    options: dict[str, Any] = {"device": accelerator.device, "max_tokens": config.max_tokens}
+    rankings = _rankings_for(folders, config, run_dir)
+    averaged = average_reward_models(folders, run_dir.model, rankings=rankings, **options)
+    paths: list[PathLosses] = []
+    for number, other in enumerate(folders[1:], start=1):
+        if stop():
+            raise Interrupted(f"stopped after measuring {number - 1} of {len(folders) - 1} paths between models")
+        paths.append(path_losses(folders[0], other, rankings, **options))
+        run_dir.log(step=number, phase="measure", progress=number / len(folders), barrier=paths[-1].barrier)
+    model = RewardModel.load(run_dir.model, **options)
+    return {
+        "model": run_dir.model.name,
+        **measure(rankings, _raw_rewards(model, rankings), config.split),
+        **averaged,
+        "member_losses": [paths[0].losses[0], *(path.losses[-1] for path in paths)],
+        "barrier": max(path.barrier for path in paths),
+    }
 
 
 def average_reward_models(
@@ -128,13 +172,28 @@ def path_losses(
         model = RewardModel.load(members[0], device, max_tokens=max_tokens)
         begin = {name: value.clone() for name, value in model.net.model.state_dict().items()}
         end = load_classifier(str(members[1]))[0].state_dict()
-    encoded = [model.encode_all([(one.prompt, text) for text in one.responses]) for one in rankings]
     losses = []
     for share in shares:
         between = {name: _between(value, end[name].to(value.device), share) for name, value in begin.items()}
         model.net.model.load_state_dict(between)
-        losses.append(_loss(model, rankings, model.rewards([text for texts in encoded for text in texts])))
+        losses.append(measure(rankings, _raw_rewards(model, rankings))["loss"])
+    if None in losses:
+        raise ConfigError("preferences: no ranking puts one response above another")
     return PathLosses(tuple(shares), tuple(losses))
+
+
+def _rankings_for(folders: Sequence[Path], config: AverageWeightsConfig, run_dir: RunDir) -> list[RankedResponses]:
+    """Those of the split that judge what the models do."""
+    aspects = (
+        _config(folders[0]).get("reward_aspects", [OVERALL]) if folders and (folders[0] / CONFIG).is_file() else []
+    )
+    split = None if config.split == ANY else config.split
+    found = [one for one in read_rankings(run_dir.resolve(config.preferences), split) if one.aspect in aspects]
+    if aspects and not any(one.is_decided for one in found):
+        raise ConfigError(
+            f"preferences: no ranking of the {config.split} split orders responses by {', '.join(aspects)}"
+        )
+    return found
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
@@ -149,14 +208,10 @@ def _between(one: Tensor, other: Tensor, share: float) -> Tensor:
     return torch.lerp(one, other, share) if one.is_floating_point() else one
 
 
-def _loss(model: RewardModel, rankings: Sequence[RankedResponses], rewards: Floats) -> float:
-    """Mean over rankings that order anything, in nats per choice."""
-    own = np.split(rewards, np.cumsum([len(one.responses) for one in rankings])[:-1])
-    scores = [part[:, model.head_of(one.aspect)].tolist() for one, part in zip(rankings, own, strict=True)]
-    loss: float | None = measure(rankings, scores)["loss"]
-    if loss is None:
-        raise ConfigError("preferences: no ranking puts one response above another")
-    return loss
+def _raw_rewards(model: RewardModel, rankings: Sequence[RankedResponses]) -> list[list[float]]:
+    """(K,) for each ranking, in nats, by the head of its aspect."""
+    rewards = model.reward_stream((one.prompt, text) for one in rankings for text in one.responses)
+    return [[float(next(rewards)[model.head_of(one.aspect)]) for _ in one.responses] for one in rankings]
 
 
 # Members

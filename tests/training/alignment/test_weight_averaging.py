@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import random
@@ -9,16 +10,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from tests.training.alignment.material import random_pairs
+from tests.training.alignment.material import StopAt, random_pairs
 from training.alignment.calibration import fit_temperature
-from training.alignment.config import ConfigError, RewardModelConfig
+from training.alignment.config import AverageWeightsConfig, ConfigError, RewardModelConfig
 from training.alignment.evaluation import measure
 from training.alignment.preferences import RankedResponses, read_rankings
 from training.alignment.reward_model import RewardModel
 from training.alignment.reward_net import load_backbone
 from training.alignment.reward_training import train_reward_model
-from training.alignment.run_dir import RunDir, StopFlag
-from training.alignment.weight_averaging import average_reward_models, path_losses
+from training.alignment.run_dir import Interrupted, RunDir, StopFlag
+from training.alignment.weight_averaging import average_reward_models, average_weights, path_losses
 
 
 def save(model, tokenizer, folder, **told):
@@ -305,6 +306,43 @@ def test_between_models_of_one_beginning_the_loss_stays_low(trained, rankings_pa
             [row[0] for row in model.reward_stream((one.prompt, text) for text in one.responses)] for one in rankings
         ]
         assert measure(rankings, rewards)["loss"] == pytest.approx(loss, abs=1e-5)
+
+
+def test_a_run_averages_and_measures(trained, rankings_path, tmp_path):
+    config = AverageWeightsConfig(preferences=str(rankings_path), models=f"{trained[0]}, {trained[1]}", split="test")
+    run_dir = RunDir.create(tmp_path, config)
+
+    result = average_weights(config, run_dir, StopFlag())
+
+    rankings = list(read_rankings(rankings_path, "test"))
+    path = path_losses(*trained, rankings)
+    model = RewardModel.load(run_dir.model, "cpu")
+    assert result == {
+        "model": "model",
+        "num_models": 2,
+        "weights": [0.5, 0.5],
+        "distance": result["distance"],
+        "member_losses": [path.losses[0], path.losses[-1]],
+        "barrier": path.barrier,
+        **measure(
+            rankings,
+            [[row[0] for row in model.reward_stream((one.prompt, text) for text in one.responses)] for one in rankings],
+        ),
+        "loss": pytest.approx(path.losses[2], abs=1e-5),
+    }
+    assert 0 < result["distance"] < 0.2
+    assert result["accuracy"] > 0.7
+    assert [line["progress"] for line in run_dir.read_metrics()] == [0.5]
+    with pytest.raises(Interrupted, match="stopped after measuring 0 of 1 paths"):
+        average_weights(config, run_dir, StopAt(1))
+    for values, reason in (
+        ({"models": "somewhere"}, "models: an average needs two or more"),
+        ({"models": "somewhere, else"}, "models: somewhere is no folder of a reward model"),
+        ({"preferences": str(tmp_path / "few.jsonl")}, "no ranking of the test split orders responses by overall"),
+    ):
+        (tmp_path / "few.jsonl").touch()
+        with pytest.raises(ConfigError, match=reason):
+            average_weights(dataclasses.replace(config, **values), run_dir, StopFlag())
 
 
 def test_a_barrier_is_seen(trained, rankings, tmp_path):
