@@ -26,10 +26,9 @@ from scipy.sparse import csr_matrix
 from scipy.special import expit
 
 from training.alignment.config import ConfigError
-from training.alignment.evaluation import prompt_key
 from training.alignment.measures import Floats, Ints, judged_pairs, log_losses
 from training.alignment.member_config import MemberConfig, WordsMember, write_member
-from training.alignment.preferences import PromptedResponses, RankedResponses
+from training.alignment.preferences import PromptedResponses, RankedResponses, prompt_key
 from training.alignment.reward import OVERALL, Scored
 from training.alignment.run_dir import replace_folder, write_json
 
@@ -87,7 +86,7 @@ class WordReward:
         pairs = _Differences.of(decided, vocabulary)
         penalty = _choose_penalty(pairs, penalties)
         weights = _fit(pairs.values, pairs.voices, penalty, np.zeros(len(vocabulary)))
-        prompts = frozenset(sha256(prompt_key(ranked).encode()).hexdigest() for ranked in decided)
+        prompts = frozenset(sha256(prompt_key(ranked.prompt).encode()).hexdigest() for ranked in decided)
         return cls(vocabulary, weights, penalty, decided[0].aspect, prompts)
 
     def save(self, folder: Path) -> Path:
@@ -221,7 +220,7 @@ def _vocabulary(rankings: Sequence[RankedResponses], min_prompts: int) -> dict[s
     prompts: dict[str, set[str]] = {}
     for ranked in rankings:
         words = {word for text in ranked.responses for word in _words(text)}
-        prompts.setdefault(prompt_key(ranked), set()).update(words)
+        prompts.setdefault(prompt_key(ranked.prompt), set()).update(words)
     num_prompts = Counter(word for words in prompts.values() for word in words)
     return {word: number for number, word in enumerate(sorted(w for w, n in num_prompts.items() if n >= min_prompts))}
 
@@ -234,5 +233,5 @@ def _words(text: str) -> list[str]:
 
 def _fold(ranked: RankedResponses) -> int:
     """Of a prompt, always the same."""
-    digest = blake2b(prompt_key(ranked).encode("utf-8", "replace"), digest_size=8).digest()
+    digest = blake2b(prompt_key(ranked.prompt).encode("utf-8", "replace"), digest_size=8).digest()
     return int.from_bytes(digest) % NUM_FOLDS

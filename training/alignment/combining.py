@@ -36,12 +36,11 @@ from training.alignment.config import (
     split_names,
 )
 from training.alignment.ensemble import Bools, Floats, Ints, JudgedScores, Standardisation
-from training.alignment.evaluation import prompt_key
 from training.alignment.fusion import gate_groups
 from training.alignment.measures import Clustered, Figure
 from training.alignment.member_checks import problems, temperatures
 from training.alignment.member_config import ImplicitRewardMember, RewardModelMember, is_member, read_member
-from training.alignment.preferences import PromptedResponses, RankedResponses, read_rankings
+from training.alignment.preferences import PromptedResponses, RankedResponses, prompt_key, read_rankings
 from training.alignment.prompt_features import PromptFeatures
 from training.alignment.reward import COMBINER, OVERALL, load_reward, score_cache
 from training.alignment.reward_model import join_processes, score_rankings
@@ -136,7 +135,7 @@ def _rankings(config: CombineConfig, run_dir: RunDir, paths: Sequence[str]) -> t
 
 
 def prompt_digest(ranked: RankedResponses) -> str:
-    return hashlib.sha256(prompt_key(ranked).encode()).hexdigest()
+    return hashlib.sha256(prompt_key(ranked.prompt).encode()).hexdigest()
 
 
 def trained_on(path: Path) -> set[str]:

@@ -20,7 +20,7 @@ from training.alignment import measures
 from training.alignment.config import ConfigError, EvaluateConfig, split_names
 from training.alignment.losses import ranking_loss
 from training.alignment.measures import Bools, Clustered, Figure, Floats, Ints, clustered_interval
-from training.alignment.preferences import ANY, RankedResponses, read_rankings
+from training.alignment.preferences import ANY, RankedResponses, prompt_key, read_rankings
 from training.alignment.reward import Reward, Scored, load_reward, score_cache
 from training.alignment.reward_model import CHUNK, RewardModel, join_processes, score_rankings
 from training.alignment.run_dir import RunDir, StopFlag, write_json
@@ -56,7 +56,7 @@ def pairwise_accuracy(
     correct: dict[str, float] = defaultdict(float)
     total: dict[str, int] = defaultdict(int)
     for ranked, own in zip(rankings, scores, strict=True):
-        prompt = prompt_key(ranked)
+        prompt = prompt_key(ranked.prompt)
         for better, worse in ranked.ordered_places():
             correct[prompt] += 1.0 if own[better] > own[worse] else 0.5 if own[better] == own[worse] else 0.0
             total[prompt] += 1
@@ -150,7 +150,7 @@ def report(
     """
     temperatures = np.broadcast_to(np.asarray(temperature, dtype=np.float64), len(rankings))
     pairs = _Pairs.of(rankings, scores, other.scores if other else scores)
-    prompts = np.array(_numbers(map(prompt_key, rankings)), dtype=np.int64)
+    prompts = np.array(_numbers(prompt_key(ranked.prompt) for ranked in rankings), dtype=np.int64)
     ordered = pairs.where(~pairs.is_tied)
     by_prompt = Clustered(prompts[ordered.ranking], seed)
     by_ranking = _Rankings(rankings, scores, pairs, prompts, seed)
@@ -399,11 +399,6 @@ def _groups_by_text(ranked: RankedResponses) -> list[int]:
     """The groups of the responses in the order of their texts."""
     groups = ranked.groups
     return [groups[place] for place in sorted(range(len(groups)), key=ranked.responses.__getitem__)]
-
-
-def prompt_key(ranked: RankedResponses) -> str:
-    """What is the same for judgments on the same prompt."""
-    return json.dumps([[message["role"], message["content"]] for message in ranked.prompt])
 
 
 def _numbers(keys: Iterable[str]) -> list[int]:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from training.alignment.losses import Judged, Likelihood
 from training.alignment.packing import Bundle, Packing, Tokens, bundle
-from training.alignment.preferences import RankedResponses, Scorable, encode_to_score
+from training.alignment.preferences import RankedResponses, Scorable, encode_to_score, prompt_key
 
 NUM_TO_START_WITH = 2000
 
@@ -141,8 +141,7 @@ def build_items(
 
 
 def _key(ranked: RankedResponses) -> str:
-    prompt = [[message["role"], message["content"]] for message in ranked.prompt]
-    return json.dumps([prompt, sorted(set(ranked.responses))])
+    return json.dumps([prompt_key(ranked.prompt), sorted(set(ranked.responses))])
 
 
 def _tokens(encoded: Sequence[Scorable]) -> list[Tokens]:

@@ -19,8 +19,8 @@ from typing import Any
 from accelerate import Accelerator
 
 from training.alignment.config import ConfigError, LearningCurveConfig, RewardModelConfig
-from training.alignment.evaluation import REPORT, prompt_key
-from training.alignment.preferences import read_rankings
+from training.alignment.evaluation import REPORT
+from training.alignment.preferences import prompt_key, read_rankings
 from training.alignment.reward_model import join_processes
 from training.alignment.reward_training import train_reward_model
 from training.alignment.run_dir import RunDir, StopFlag, write_json, write_whole
@@ -117,7 +117,7 @@ class _Point:
         with path.open(encoding="utf-8") as lines:
             for line, ranked in zip(lines, read_rankings(path), strict=True):
                 if ranked.split == "train" and ranked.aspect in self.config.aspects:
-                    if prompt_key(ranked) not in self.prompts:
+                    if prompt_key(ranked.prompt) not in self.prompts:
                         continue
                     num_judgments += 1
                 kept.append(line if line.endswith("\n") else line + "\n")
@@ -161,7 +161,7 @@ def _prompts(path: Path, split: str, config: LearningCurveConfig) -> list[str]:
     def keys() -> Iterator[str]:
         for ranked in read_rankings(path, split):
             if ranked.aspect in config.aspects and ranked.is_decided:
-                yield prompt_key(ranked)
+                yield prompt_key(ranked.prompt)
 
     return list(dict.fromkeys(keys()))
 

@@ -156,6 +156,11 @@ def _read(path: Path, field: str, read: Callable[[dict[str, Any]], Row]) -> Iter
                 raise ConfigError(f"{field}: line {number}: {wrong}") from error
 
 
+def prompt_key(prompt: Messages) -> str:
+    """What is the same for equal prompts and differs between others."""
+    return json.dumps([[message["role"], message["content"]] for message in prompt])
+
+
 def pairs(ranked: RankedResponses) -> Iterator[Preference]:
     """Each strictly ordered pair of a ranking; tied responses make none."""
     for better, worse in ranked.ordered_places():

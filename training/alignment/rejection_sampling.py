@@ -34,7 +34,7 @@ from scipy.special import stdtrit
 
 from training.alignment.config import ConfigError, RejectionSamplingConfig, RewardModelConfig
 from training.alignment.generation import sample
-from training.alignment.preferences import Messages, PromptedResponses, read_rankings
+from training.alignment.preferences import Messages, PromptedResponses, prompt_key, read_rankings
 from training.alignment.reward import load_reward, score_cache
 from training.alignment.reward_model import agree, join_processes
 from training.alignment.reward_training import train_reward_model
@@ -111,7 +111,7 @@ def paired_gain(before: Sequence[float], after: Sequence[float]) -> tuple[float,
 
 def distinct_prompts(path: Path, split: str) -> list[Messages]:
     """The prompts of one split of a preference set, each once, in order."""
-    prompts = {_key(ranked.prompt): ranked.prompt for ranked in read_rankings(path, split=split)}
+    prompts = {prompt_key(ranked.prompt): ranked.prompt for ranked in read_rankings(path, split=split)}
     return list(prompts.values())
 
 
@@ -228,7 +228,7 @@ class _Run:
         self, candidates: Sequence[tuple[Messages, list[str]]], rewards: Sequence[list[float]]
     ) -> Iterator[dict[str, Any]]:
         for (prompt, responses), own in zip(candidates, rewards, strict=True):
-            place = best_of(own, random.Random(f"{self.config.seed} {_key(prompt)}"))
+            place = best_of(own, random.Random(f"{self.config.seed} {prompt_key(prompt)}"))
             if place is not None:
                 yield {"prompt": prompt, "completion": responses[place], "reward": own[place]}
 
@@ -383,10 +383,6 @@ def _part(stage: Stage, number: int, of: int) -> Stage:
 
 def _sampling_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-
-
-def _key(prompt: Messages) -> str:
-    return json.dumps([[message["role"], message["content"]] for message in prompt])
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -35,7 +35,7 @@ from training.alignment.batching import budget
 from training.alignment.calibration import fit_temperature
 from training.alignment.checkpoint import read_optimizer_state, read_schedule, save_training_state
 from training.alignment.config import ConfigError, RewardModelConfig
-from training.alignment.evaluation import measure, prompt_key, report
+from training.alignment.evaluation import measure, report
 from training.alignment.items import (
     Item,
     annotators_of,
@@ -49,7 +49,7 @@ from training.alignment.losses import Likelihood
 from training.alignment.model_card import model_card
 from training.alignment.noise import NotIdentifiedError, estimate_flip_rate
 from training.alignment.packing import Packing, build_row, plan
-from training.alignment.preferences import RankedResponses, read_rankings
+from training.alignment.preferences import RankedResponses, prompt_key, read_rankings
 from training.alignment.products import round_products
 from training.alignment.reward import Scored
 from training.alignment.reward_model import RewardModel, agree, join_processes, normalisation, score_rankings
@@ -477,7 +477,7 @@ def flip_rate_of_repeats(train: Sequence[RankedResponses]) -> dict[str, Any] | N
     for ranked in train:
         if len(ranked.responses) == PAIR and ranked.is_decided:
             first, second = sorted(ranked.responses)
-            pair = (prompt_key(ranked), ranked.aspect, first, second)
+            pair = (prompt_key(ranked.prompt), ranked.aspect, first, second)
             votes[pair] += 1
             wins[pair] += ranked.responses[ranked.ranking[0][0]] == first
     try:
@@ -520,7 +520,7 @@ def _with_length(
 
 
 def _num_shared_prompts(train: Sequence[RankedResponses], held_out: Sequence[RankedResponses]) -> int:
-    return len({prompt_key(ranked) for ranked in train} & {prompt_key(ranked) for ranked in held_out})
+    return len({prompt_key(ranked.prompt) for ranked in train} & {prompt_key(ranked.prompt) for ranked in held_out})
 
 
 def _likelihood(

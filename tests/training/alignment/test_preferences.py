@@ -12,6 +12,7 @@ from training.alignment.preferences import (
     encode,
     encode_prompt,
     pairs,
+    prompt_key,
     read_rankings,
 )
 
@@ -264,3 +265,11 @@ def test_a_conversation_that_the_template_refuses_is_told_in_words(llama_folder)
         "the tokenizer's chat template refuses a conversation of system, user, assistant, user, assistant: "
         "no system, please"
     )
+
+
+def test_prompts_are_the_same_whose_roles_and_texts_are():
+    one = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    others = [one[:1], one[::-1], [{"role": "user", "content": 'a"}'}], [{**one[0], "role": "system"}, one[1]]]
+
+    assert prompt_key([dict(reversed(message.items())) for message in one]) == prompt_key(one)
+    assert len({prompt_key(prompt) for prompt in (one, *others)}) == 5
