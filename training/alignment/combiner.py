@@ -200,7 +200,7 @@ class Combiner:
         for array in (*numbers, recipe.reference):
             found.update(b"none" if array is None else f"{array.shape}".encode() + array.tobytes())
         if recipe.network is not None:
-            found.update(recipe.network.digest.encode())
+            found.update(f"{recipe.network.digest} {self.prompt_features}".encode())
         return found.hexdigest()
 
     def log_odds(self, aspect: str | None = None) -> float:

@@ -85,7 +85,7 @@ def combine(config: CombineConfig, run_dir: RunDir, stop: StopFlag) -> dict[str,
         columns.append(own)
         digests.append(reward.digest)
         del reward
-    run = _Combining(config, paths, rankings, columns[: len(paths)])
+    run = _Combining(config, paths, rankings, columns[: len(paths)], run_dir.locate(config.prompt_encoder))
     found = run.report()
     if incumbent:
         found |= {"against_incumbent": run.against(incumbent, columns[everyone.index(incumbent)])}
@@ -183,6 +183,7 @@ class _Combining:
         paths: Sequence[str],
         rankings: Sequence[RankedResponses],
         columns: Sequence[Sequence[Sequence[float]]],
+        encoder: str = "",
     ) -> None:
         self.config, self.paths, self.rankings = config, list(paths), list(rankings)
         self.scores = padded(columns, [len(one.responses) for one in rankings])
@@ -191,8 +192,7 @@ class _Combining:
         self.gate_features: PromptFeatures | None = None
         features = None
         if config.has_gate:
-            encoder = config.prompt_encoder or None
-            self.gate_features = PromptFeatures.fit([ranked.prompt for ranked in rankings], encoder=encoder)
+            self.gate_features = PromptFeatures(encoder)
             features = self.gate_features([ranked.prompt for ranked in rankings])
         self.standardisation = Standardisation.fit(self._reference(np.ones(len(rankings), dtype=bool)))
         self.judged = JudgedScores(
