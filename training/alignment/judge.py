@@ -30,6 +30,7 @@ from training.alignment.products import allow_fast_products
 from training.alignment.reward import Scored
 from training.alignment.reward_net import fit_length
 from training.alignment.score_cache import ScoreCache
+from training.alignment.weights import weights_digest
 
 KEEP = 64
 """Questions answered before their answers are stored."""
@@ -161,11 +162,8 @@ class Judge:
         """Of the weights and of how they are read, wherever they were loaded from."""
         found = hashlib.sha256()
         told = (self.max_length, self.tokenizer.chat_template, self.model.config.model_type)
-        for part in (repr(told), self.tokenizer.backend_tokenizer.to_str()):
+        for part in (repr(told), self.tokenizer.backend_tokenizer.to_str(), weights_digest(self.model)):
             found.update(f"{len(part)} {part}".encode())
-        for name, weight in sorted(self.model.state_dict().items()):
-            found.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-            found.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return found.hexdigest()
 
 

@@ -41,11 +41,14 @@ TOP = 20
 """Probabilities that OpenAI tells of a token; vLLM does not tell more unless it is set up to."""
 FIRST_DELAY, LONGEST_DELAY = 0.5, 60.0
 LONGEST_RETRY_AFTER = 600.0
+NO_KEY = "none"
+"""What is sent as the key where there is none: the client wants one, and local servers take any."""
 GIVE_UP = 20
 """Questions in a row for which a server had no answer in spite of all retries."""
-TEMPORARY = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError)
-HOPELESS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
-UNSUITED = (openai.BadRequestError, openai.UnprocessableEntityError)
+HOPELESS = {401: "key_variable", 402: "key_variable", 404: "model"}
+"""What no question will ever get past, and the field that is wrong."""
+UNSUITED = {400, 422}
+TEMPORARY = {408, 409, 429}
 THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 FENCE = re.compile(r"\A```(?:json)?\n(.*)\n```\Z", re.DOTALL)
 
@@ -99,7 +102,7 @@ class ServedJudge:
         self._dialect = 0
         self._num_failed = 0
         self._asking, self._counting = threading.Lock(), threading.Lock()
-        self._key = os.environ.get(config.key_variable) or "none"
+        self._key = os.environ.get(config.key_variable) or NO_KEY
         self._client = openai.OpenAI(base_url=config.base_url, api_key=self._key, timeout=config.timeout, max_retries=0)
 
     @property
@@ -157,7 +160,10 @@ class ServedJudge:
         return [found[key] for key in keys]
 
     def _ask_one(self, key: bytes, question: Question) -> Answer:
-        answer = self._in_some_dialect(question)
+        try:
+            answer = self._in_some_dialect(question)
+        except _Unanswered as unanswered:
+            answer = Answer(math.nan, failure=str(unanswered))
         self._known.put({key: answer})
         if answer.failure:
             with self._counting:
@@ -170,67 +176,75 @@ class ServedJudge:
         for number in range(self._dialect, len(dialects)):
             try:
                 completion = self._send({"messages": question.messages, **dialects[number]})
-            except UNSUITED:
+            except _Unsuited:
                 continue
-            except _Unanswered as unanswered:
-                return Answer(math.nan, failure=str(unanswered))
             self._dialect = max(self._dialect, number)
             return self._read(completion, question)
-        return Answer(math.nan, failure="refused by the server")
+        raise self._unanswered("refused by the server")
 
     def _send(self, request: dict[str, Any]) -> Any:
         """The server's reply.
 
         Raises:
             _Unanswered: there is none, in spite of all retries.
+            _Unsuited: the server does not take such a request.
         """
         for attempt in itertools.count():
             reserved = self._budget.reserve(request)
             self._pace.take()
             try:
                 completion = self._client.chat.completions.create(model=self.config.model, **request)
-            except HOPELESS as error:
-                self._budget.settle(reserved, 0.0)
-                raise ConfigError(self._refusal(error)) from None  # the error's own words may repeat the key
-            except TEMPORARY as error:
-                is_unknown = isinstance(error, openai.APIConnectionError)
-                self._budget.settle(reserved, reserved if is_unknown else 0.0)
+            except openai.APIConnectionError as error:
+                self._budget.settle(reserved, reserved)
                 self._delay(error, attempt)
             except openai.APIStatusError as error:
                 self._budget.settle(reserved, 0.0)
-                if isinstance(error, UNSUITED):
-                    raise
-                raise _Unanswered(f"status {error.status_code}") from None
+                self._heed(error)
+                self._delay(error, attempt)
             except (openai.OpenAIError, ValueError):  # a body that is not JSON
                 self._budget.settle(reserved, reserved)
-                raise _Unanswered("malformed") from None
+                raise self._unanswered("malformed") from None
             else:
                 self._budget.settle_by(completion, reserved)
                 self._num_failed = 0
                 return completion
         raise AssertionError
 
+    def _heed(self, error: openai.APIStatusError) -> None:
+        """Raise what a refusal means, unless it may pass. Its own words may repeat the key, and go no further."""
+        status = error.status_code
+        if status in HOPELESS:
+            told = f"{HOPELESS[status]}: {self.config.base_url} answers {status} to model {self.config.model!r}: "
+            if status == 404:
+                raise ConfigError(f"{told}it has no such model, or speaks another protocol there") from None
+            is_taken = "is not set" if self._key == NO_KEY else "is not taken"
+            raise ConfigError(
+                f"{told}the key in the environment variable {self.config.key_variable} {is_taken}"
+            ) from None
+        if status in UNSUITED:
+            raise _Unsuited from None
+        if status not in TEMPORARY and status < 500:
+            raise self._unanswered(_reason(error)) from None
+
     def _delay(self, error: openai.APIError, attempt: int) -> None:
         """Wait before another attempt: as long as the server asks for, or ever longer, and each for another time."""
         asked = _retry_after(error)
         if attempt >= self.config.max_retries or asked > LONGEST_RETRY_AFTER:
-            reason = _reason(error)
-            with self._counting:
-                self._num_failed += 1
-                if self._num_failed >= GIVE_UP:
-                    raise ServerFailed(f"{self.config.base_url}: no answer to {GIVE_UP} questions in a row: {reason}")
-            raise _Unanswered(reason) from None
+            raise self._unanswered(_reason(error)) from None
         if asked:
             self._pace.hold(asked)
         longest = min(LONGEST_DELAY, FIRST_DELAY * 2**attempt)
         self._wait(max(asked, random.uniform(longest / 2, longest)))
 
-    def _refusal(self, error: openai.APIStatusError) -> str:
-        message = f"{self.config.base_url} answers {error.status_code} to model {self.config.model!r}"
-        if isinstance(error, openai.NotFoundError):
-            return f"model: {message}: it has no such model, or speaks another protocol there"
-        is_set = "is not taken" if self._key != "none" else "is not set"
-        return f"key_variable: {message}: the key in the environment variable {self.config.key_variable} {is_set}"
+    def _unanswered(self, reason: str) -> "_Unanswered":
+        """To be raised; a server that goes on like this is asked nothing more."""
+        with self._counting:
+            self._num_failed += 1
+            if self._num_failed >= GIVE_UP:
+                raise ServerFailed(
+                    f"{self.config.base_url}: no answer to {GIVE_UP} questions in a row: {reason}"
+                ) from None
+        return _Unanswered(reason)
 
     def _read(self, completion: Any, question: Question) -> Answer:
         try:
@@ -265,6 +279,10 @@ class ServedJudge:
         bounded = {option: share or least for option, share in probabilities.items()}
         value = self.judging.value(bounded if self.is_listwise else probabilities)
         return Answer(value, probabilities, reply, None if math.isfinite(value) else "malformed")
+
+
+class _Unsuited(Exception):
+    """The server does not take a request of this form."""
 
 
 class _Unanswered(Exception):

@@ -13,9 +13,9 @@ from tests.training.alignment.conftest import TEXTS
 from training.alignment.config import ConfigError
 from training.alignment.judge import Judge, Spellings, load
 from training.alignment.judging import COMPARE, MATERIAL, RATE, preview
-from training.alignment.member_config import JudgeMember
+from training.alignment.member_config import JudgeMember, write_member
 from training.alignment.preferences import PromptedResponses
-from training.alignment.reward import Scored
+from training.alignment.reward import Scored, load_reward
 from training.alignment.score_cache import ScoreCache
 from training.alignment.tiny_lm import build_tiny_lm
 
@@ -281,6 +281,18 @@ def test_judge_is_a_reward(judge_folder):
     assert (judge.aspects, judge.is_listwise, judge.log_odds()) == (("brevity",), False, 1.0)
     assert isinstance(judge, Judge)
     assert judge_of(judge_folder, mode="pairwise").is_listwise
+
+
+@pytest.mark.parametrize("mode", ["pointwise", "pairwise"])
+def test_folder_with_a_judge_is_a_reward(judge_folder, tmp_path, mode):
+    """The model's path may be relative to the member's folder."""
+    config = JudgeMember(model="../judge", mode=mode)
+    (tmp_path / "judge").symlink_to(judge_folder)
+    reward = load_reward(write_member(tmp_path / "member", config), "cpu", cache=ScoreCache(tmp_path / "s.sqlite3"))
+    expected = judge_of(judge_folder, mode=mode).score_prompts(LISTS[:2])
+    for scored, wanted in zip(reward.score_prompts(LISTS[:2]), expected, strict=True):
+        np.testing.assert_allclose(scored.scores, wanted.scores, atol=1e-5)
+    assert reward.digest == judge_of(judge_folder, mode=mode).digest
 
 
 def test_preview_of_a_real_judge(judge_folder):

@@ -25,9 +25,9 @@ from tests.training.alignment.conftest import TEXTS
 from tests.training.alignment.judge_server import CUT, SILENT, Reply, judge_server
 from training.alignment.config import ConfigError
 from training.alignment.judging import COMPARE, MATERIAL, RATE, REPLIES, Judging, preview
-from training.alignment.member_config import ServedJudgeMember
+from training.alignment.member_config import ServedJudgeMember, write_member
 from training.alignment.preferences import PromptedResponses
-from training.alignment.reward import Scored
+from training.alignment.reward import Scored, load_reward
 from training.alignment.score_cache import Cached, ScoreCache
 from training.alignment.served_judge import GIVE_UP, ServedJudge, ServerFailed, Usage, _Pace, load
 from training.alignment.tiny_lm import build_tiny_lm
@@ -225,7 +225,7 @@ def test_what_is_no_answer_is_missing_and_counted(judges, reply, failure):
 
 
 @pytest.mark.parametrize(
-    "failure", [*(Reply(status=status) for status in (429, 500, 502, 503, 504)), Reply(RATING, failure=CUT)]
+    "failure", [*(Reply(status=status) for status in (408, 409, 429, 500, 502, 503, 504)), Reply(RATING, failure=CUT)]
 )
 def test_failures_that_may_pass_are_tried_again_after_ever_longer_times(judges, failure):
     with judge_server(always(failure, failure, failure, Reply(RATING))) as server:
@@ -308,6 +308,24 @@ def test_judge_keeps_to_its_pace_and_its_concurrency(judges):
     assert server.most_open <= 3
 
 
+@pytest.mark.parametrize("status", [403, 413, 451])
+def test_refusal_of_one_question_is_not_tried_again(judges, status):
+    """As services answer to a text that they find improper or too long."""
+    with judge_server(always(Reply(RATING), Reply(status=status), Reply(RATING))) as server:
+        judge = judges(server, concurrency=1)
+        np.testing.assert_equal(scores(judge, ["x", "y", "z"]), [[7.0, math.nan, 7.0]])
+        assert judge.failures == Counter({f"status {status}": 1})
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(("status", "reason"), [(400, "refused by the server"), (403, "status 403")])
+def test_refusal_of_everything_ends_the_run(judges, status, reason):
+    with judge_server(always(Reply(status=status))) as server:
+        judge = judges(server)
+        with pytest.raises(ServerFailed, match=f"no answer to 20 questions in a row: {reason}"):
+            scores(judge, [f"{number}" for number in range(100)])
+
+
 def test_server_that_answers_nothing_at_all_ends_the_run(judges, tmp_path):
     """What it had answered before is kept."""
     cache = ScoreCache(tmp_path / "scores.sqlite3")
@@ -361,7 +379,7 @@ def test_question_that_no_way_of_asking_suits_is_missing_and_changes_nothing(jud
     ("status", "words"),
     [
         (401, r"key_variable: .* answers 401 .*: the key in the environment variable JUDGE_KEY is not taken"),
-        (403, r"key_variable: .* answers 403 "),
+        (402, r"key_variable: .* answers 402 .*: the key in the environment variable JUDGE_KEY is not taken"),
         (404, r"model: .* answers 404 to model 'm': it has no such model"),
     ],
 )
@@ -481,6 +499,17 @@ def test_digest_follows_the_server_and_everything_told(judges):
 def test_only_servers_are_asked(url):
     with pytest.raises(ConfigError, match="base_url"):
         ServedJudgeMember(model="m", base_url=url)
+
+
+def test_folder_with_a_served_judge_is_a_reward(monkeypatch, tmp_path):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    with judge_server(rating_in("response")) as server:
+        config = ServedJudgeMember(model="m", base_url=server.url, key_variable="JUDGE_KEY", aspect="brevity")
+        reward = load_reward(write_member(tmp_path / "judge", config), cache=ScoreCache(tmp_path / "scores.sqlite3"))
+        assert reward.score_prompts(lists(["4 a", "2 b"])) == [Scored([4.0, 2.0])]
+        assert (reward.aspects, reward.is_listwise) == (("brevity",), False)
+        reward.reward.close()
+    assert KEY not in (tmp_path / "judge" / "member.json").read_text()
 
 
 def test_preview_shows_the_reply(judges):
