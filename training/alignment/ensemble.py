@@ -20,7 +20,6 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
-from training.alignment import measures
 from training.alignment.losses import num_choices, plackett_luce_loss
 
 NEGLIGIBLE = 1e-9  # of a member's scores: a smaller deviation is rounding
@@ -96,10 +95,13 @@ class JudgedScores:
         return replace(self, scores=self.scores[:, :, which])
 
     def ordered_pairs(self) -> OrderedPairs:
-        rankings, is_tied, better, worse = measures.judged_pairs(self.groups.tolist(), list(self.scores))
-        rankings, margins = rankings[~is_tied], (better - worse)[~is_tied].reshape(-1, self.num_members)
-        counts = np.bincount(rankings, minlength=len(self))
-        return OrderedPairs(margins, rankings, self.weights[rankings] / counts[rankings])
+        one, other = np.triu_indices(self.groups.shape[1], 1)
+        order = self.groups[:, other] - self.groups[:, one]
+        is_ordered = (self.groups[:, one] >= 0) & (self.groups[:, other] >= 0) & (order != 0)
+        rankings, pairs = np.nonzero(is_ordered)
+        leads = self.scores[rankings, one[pairs]] - self.scores[rankings, other[pairs]]
+        weights = self.weights / np.maximum(is_ordered.sum(1), 1)
+        return OrderedPairs(np.sign(order[rankings, pairs])[:, None] * leads, rankings, weights[rankings])
 
 
 @dataclass(frozen=True, eq=False)
