@@ -1,9 +1,11 @@
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from safetensors.torch import load_file
 
 from tests.training.alignment.material import write_rankings
 from training.alignment.__main__ import OUT_OF_MEMORY, in_words, run
-from training.alignment.config import EvaluateConfig, RewardModelConfig, SftConfig
+from training.alignment.config import EvaluateConfig, LearningCurveConfig, RewardModelConfig, SftConfig
+from training.alignment.reward_net import load_backbone
 from training.alignment.run_dir import RunDir, StopFlag
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -246,6 +249,77 @@ def test_processes_that_share_the_weights_learn_what_one_does_and_go_on_where_th
     weights, others = (load_file(run_dir.model / "model.safetensors") for run_dir in (one, sharded))
     for name in weights:
         torch.testing.assert_close(weights[name], others[name], atol=2e-3, rtol=0)
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(start, tmp_path, reward_model_folder, llama_folder, long_rankings_path):
+    """Two reward models, and more rankings than are scored at a time."""
+    run_dirs = []
+    for num_processes, command in ((1, TRAINER), (2, TWO_PROCESSES)):
+        config = EvaluateConfig(
+            preferences=str(long_rankings_path),
+            reward_model=str(reward_model_folder),
+            other_reward_model=str(untrained(tmp_path / "untrained", llama_folder)),
+            num_processes=num_processes,
+        )
+        run_dirs.append(RunDir.create(tmp_path / str(num_processes), config))
+        assert start(run_dirs[-1], command).wait() == 0
+
+    one, two = run_dirs
+    assert curve(two) == curve(one)
+    for name in ("scores.jsonl", "other_scores.jsonl"):
+        alone, together = (rows_of(run_dir, name) for run_dir in run_dirs)
+        assert [row["id"] for row in together] == [row["id"] for row in alone]
+        assert [row["num_truncated"] for row in together] == [row["num_truncated"] for row in alone]
+        for own, other in zip(alone, together, strict=True):
+            assert other["scores"] == pytest.approx(own["scores"], abs=1e-4)
+    alone, together = (json.loads((run_dir.path / "report.json").read_text()) for run_dir in run_dirs)
+    assert flat(together) == pytest.approx(flat(alone), abs=1e-3)
+    assert flat(two.read_result()) == pytest.approx(flat(one.read_result()), abs=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_draw_the_curve_that_one_does(start, tmp_path, llama_folder):
+    preferences = write_rankings(tmp_path / "rankings", num_train=21, num_validation=7, num_test=9)
+    run_dirs = []
+    for num_processes, command in ((1, TRAINER), (2, TWO_PROCESSES)):
+        config = LearningCurveConfig(
+            preferences=str(preferences),
+            backbone=str(llama_folder),
+            num_points=2,
+            learning_rate=3e-3,
+            batch_size=5,
+            num_processes=num_processes,
+        )
+        run_dirs.append(RunDir.create(tmp_path / str(num_processes), config))
+        assert start(run_dirs[-1], command).wait() == 0
+
+    one, two = run_dirs
+    assert flat(curve(two)) == pytest.approx(flat(curve(one)), abs=1e-3)
+    assert flat(two.read_result()) == pytest.approx(flat(one.read_result()), abs=1e-3)
+    alone, together = (json.loads((run_dir.path / "curve.json").read_text()) for run_dir in run_dirs)
+    assert len(alone["points"]) == 2
+    assert flat(together) == pytest.approx(flat(alone), abs=1e-3)
+
+
+def untrained(folder: Path, backbone: Path) -> Path:
+    """A reward model whose head is as it was drawn."""
+    torch.manual_seed(0)
+    for part in load_backbone(str(backbone)):
+        part.save_pretrained(folder)
+    return folder
+
+
+def rows_of(run_dir: RunDir, name: str) -> list[dict]:
+    return [json.loads(line) for line in (run_dir.path / name).read_text().splitlines()]
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """What is in dictionaries in lists in dictionaries, by its path: pytest compares no nested ones approximately."""
+    if isinstance(value, dict | list):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        return {path: one for key, part in parts for path, one in flat(part, f"{name}.{key}").items()}
+    return {name: value}
 
 
 def measured(run_dir: RunDir) -> dict:
