@@ -157,7 +157,7 @@ def _comparison(
             response["content"][:MAX_SHOWN],
             score="" if score is None else f"{score:.2f}",
             is_best=score is not None and score == best,
-            said=f"put first by {count} of {len(rankings)}" if rankings else "not judged yet",
+            said=f"put first by {count} of {len(rankings)} annotators" if rankings else "not judged yet",
         )
         for letter, response, score, count in zip(letters, row["responses"], scores, liked, strict=True)
     ]

@@ -372,7 +372,7 @@ def test_preview_shows_what_the_judge_is_sent_and_answers_beside_what_people_sai
         "preview_project": project.pk,
     }
     first = shown.responses[0]
-    assert (first.score, first.is_best, first.said, shown.seconds) == ("9.00", True, "put first by 1 of 1", "0.25 s")
+    assert (first.score, first.is_best, first.said, shown.seconds) == ("9.00", True, "put first by 1 of 1 annotators", "0.25 s")
     assert shown.verdict == "The judge puts A first, as most annotators do."
     assert shown.questions[0].text == f"Rate this: {first.text}"
     assert shown.questions[0].probabilities == [{"option": "9", "share": "75.0%", "percent": "75.0"}]
