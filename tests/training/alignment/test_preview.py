@@ -54,7 +54,7 @@ def test_preview_judge_leaves_what_it_asked_and_heard(tmp_path, judge_folder):
     assert first["responses"] == [0]
     assert sorted(first["probabilities"]) == ["1", "2", "3", "4", "5"]
     assert told[0]["scores"] == [question["value"] for question in told[0]["questions"]]
-    assert first["text"].startswith("<|user|>")  # the tokenizer's own chat template
+    assert first["text"].startswith("<|begin|><|user|>")  # the tokenizer's own chat template
     for words in ("Is it kind?", "How long do 0 eggs take?", "Eight minutes."):
         assert words in first["text"]
     assert [line["step"] for line in run_dir.read_metrics()] == [1, 2, 3]
