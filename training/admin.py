@@ -194,7 +194,8 @@ class TrainingRunAdmin(PageAdmin):
         may_cancel = run.is_active and self.has_change_permission(request)
         combination = combination_queries.combination(run)
         report = None if combination else report_queries.report(run)
-        page = queries.run_page(run, told_elsewhere=report_queries.TOLD_HERE if report or combination else set())
+        told = combination_queries.TOLD_HERE if combination else report_queries.TOLD_HERE if report else set()
+        page = queries.run_page(run, told_elsewhere=told)
         context = {"run": run, "page": page, "report": report, "combination": combination, "may_cancel": may_cancel}
         context["curve"] = report_queries.learning_curve(run)
         context["may_ask"] = request.user.has_perm("annotate.change_project")

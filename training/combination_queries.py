@@ -29,6 +29,10 @@ from training.report_figures import (
 )
 from training.report_queries import REPORT
 
+TOLD_HERE = {
+    *("method", "log_loss", "log_loss_gain", "log_loss_gain_interval", "num_members", "num_used", "num_fit_rankings"),
+    *("num_left_out", "num_missing"),
+}  # of a run's result
 NUM_DISAGREEMENTS = 50
 TEXT_LENGTH = 4000
 SUMMARY_LENGTH = 120

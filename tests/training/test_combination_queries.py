@@ -293,7 +293,8 @@ def test_a_report_that_is_gone_asks_for_nothing():
 
 
 def test_run_page_shows_a_combination(staff: Client):
-    response = staff.get(run_url("change", combined(make_combination())))
+    result = {"accuracy": 0.752, "method": "fusion", "num_used": 2, "num_left_out": 17}
+    response = staff.get(run_url("change", combined(make_combination(), result=result)))
     page = plain(response.content.decode())
     for words in (
         "What each is worth",
@@ -309,6 +310,7 @@ def test_run_page_shows_a_combination(staff: Client):
     ):
         assert words in page
     assert response.context["report"] is None
+    assert [line.label for line in response.context["page"].result] == ["Pairwise accuracy"]
     assert inline(response.content) == []
 
 
