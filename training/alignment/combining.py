@@ -92,7 +92,9 @@ def combine(config: CombineConfig, run_dir: RunDir, stop: StopFlag) -> dict[str,
     if accelerator.is_main_process:
         write_json(run_dir.path / "report.json", {**found, "num_left_out": num_left_out})
         members = tuple(_Named(digest) for digest in digests[: len(paths)])
-        combiner = Combiner(run.recipe, members, tuple(paths), config.aspect, run.gate_features)
+        has_gate = run.recipe.network is not None and run.recipe.network.has_gate
+        features = run.gate_features if has_gate else None
+        combiner = Combiner(run.recipe, members, tuple(paths), config.aspect, features)
         replace_folder(run_dir.model, combiner.save)
         run_dir.log(step=len(everyone), phase="combine", progress=1.0)
     return _headlines(found, run, num_left_out, str(run_dir.model))
@@ -426,7 +428,7 @@ class _Combining:
         own = self.judged.scores[number][[first, second]]
         return {
             "id": ranked.id,
-            "prompt": ranked.prompt[-1]["content"],
+            "prompt": [dict(message) for message in ranked.prompt],
             "responses": [ranked.responses[first], ranked.responses[second]],
             "scores": {self.paths[member]: own[:, member].tolist() for member in self._usable()},
             "spread": spread,
