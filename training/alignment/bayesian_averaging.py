@@ -34,7 +34,7 @@ from training.alignment.losses import num_choices, plackett_luce_loss
 ALIKE = 0.9999  # correlation within prompts from which on two members are copies of each other
 SMALLEST = 1e-9  # share that a member keeps, so that it speaks where those that weigh more are missing
 COLLAPSED = 1.2  # effective number of members
-PULLS = (1000.0, 100.0, 10.0, 1.0)
+PULLS = (1000.0, 100.0, 10.0, 1.0, 0.1)
 NUM_FOLDS = 5
 NUM_DRAWS = 1000
 LBFGS = {"maxiter": 2000, "maxfun": 10000, "ftol": 1e-11, "gtol": 1e-7}
@@ -188,7 +188,7 @@ def stacking_weights(judged: JudgedScores, *, pull: float | None = None, seed: i
     others are missing). What a member misses is taken at the mean of the others, so scores should be standardised.
 
     With few judgments weights stay near those of the mean, at its best temperature: `pull` / 2 times their squared
-    distance from these is a loss in nats.
+    distance from these is a loss in nats, where a unit of weight is one by a margin of the usual size.
 
     Args:
         pull: nothing for the one of `PULLS` that predicts the judgments on left-out prompts best, in five folds.
@@ -239,6 +239,7 @@ def _stacking_objective(judged: JudgedScores, centre: Floats, pull: float) -> Ca
     usual = np.nan_to_num(mean(judged.scores))[..., None]
     judged = replace(judged, scores=np.where(np.isnan(judged.scores), usual, judged.scores))
     margins, rankings, counts = judged.ordered_pairs()
+    pull = pull * float(np.mean(margins**2)) if len(margins) else pull
     num_pairs = np.bincount(rankings, minlength=len(judged))
     is_single = num_pairs[rankings] == 1
     margins, counts = margins[is_single], counts[is_single]

@@ -320,6 +320,14 @@ def test_members_that_are_all_wrong_are_not_turned_round():
     assert found.sum() < 0.05
 
 
+def test_a_scale_that_all_members_share_does_not_matter():
+    judged = draw("unequal", 200, 0).judged
+
+    found = stacking_weights(replace(judged, scores=0.01 * judged.scores))
+
+    assert 0.01 * found == pytest.approx(stacking_weights(judged), abs=1e-3)
+
+
 def test_stacking_does_not_see_the_order_of_members():
     judged, order = draw("unequal", 200, 0).judged, np.array([3, 0, 4, 2, 1])
 
@@ -347,7 +355,7 @@ def test_stacking_recovers_the_best_combination_of_unequal_and_correlated_member
     weights = stacking_weights(fit.judged)
     best = min(loss(test, test.optimal), loss(test, rewards(test, stacking_weights(test.judged, pull=0.0))))
 
-    assert loss(test, rewards(test, weights)) < 1.02 * best  # 1.005 and 1.003 times
+    assert loss(test, rewards(test, weights)) < 1.02 * best  # 1.004 and 1.003 times
     assert accuracy(rewards(test, weights), test.truth) > accuracy(test.optimal, test.truth) - 0.005
 
 
@@ -355,7 +363,7 @@ def test_stacking_recovers_the_best_combination_of_unequal_and_correlated_member
 def test_posterior_weights_reach_the_best_where_one_member_is_nearly_it(name, most):
     fit, test = draw(name, 1000, 1), draw(name, 20_000, 2)
 
-    assert loss(test, rewards(test, selected(fit.judged))) < most * loss(test, test.optimal)  # 1.012 and 1.003 times
+    assert loss(test, rewards(test, selected(fit.judged))) < most * loss(test, test.optimal)  # 1.011 and 1.003 times
 
 
 @pytest.mark.parametrize(("name", "lost"), [("homogeneous", 1.2), ("contextual", 1.5), ("redundant", 1.08)])
