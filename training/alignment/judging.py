@@ -218,7 +218,9 @@ class AdaptiveSwap:
 
     Some pairs are swapped first to learn the bias. Then a margin that is further from the bias than `REACH` deviations
     of it stands as it is, corrected by the mean. Of the others those nearest to the bias are swapped, and no more than
-    `MAX_SWAPPED` of all pairs, the first ones included: a judge whose bias varies wildly would need them all.
+    `MAX_SWAPPED` of all pairs, the first ones included. Where the bias is much the same for all pairs, that keeps what
+    swapping all of them gains; a judge whose bias varies from pair to pair as much as its margins would need them all.
+    What is swapped, and the mean that is taken off, depend on the pairs that came before.
     """
 
     def __init__(self, bias: PositionBias) -> None:
@@ -336,10 +338,12 @@ class Judging:
             for one, own, mine in zip(prompts, texts, pairs, strict=True)
             for first, second in mine
         ]
-        ends = np.cumsum([len(mine) for mine in pairs])[:-1]
         margins, is_truncated = self._margins(ask, questions)
-        lists = zip(prompts, texts, pairs, np.split(margins, ends), np.split(is_truncated, ends), strict=True)
-        return [_listed(*of_list) for of_list in lists]
+        found, end = [], 0
+        for one, own, mine in zip(prompts, texts, pairs, strict=True):
+            start, end = end, end + len(mine)
+            found.append(_listed(one, own, mine, margins[start:end], is_truncated[start:end]))
+        return found
 
     def _margins(self, ask: Ask, questions: Sequence[Question]) -> tuple[Floats, NDArray[np.bool_]]:
         """(P,) margins of A over B, freed of the position bias as far as the mode of swapping frees them."""

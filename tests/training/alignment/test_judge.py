@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.training.alignment.conftest import TEXTS
 from training.alignment.config import ConfigError
@@ -170,6 +171,22 @@ def test_probabilities_are_the_models_own(folder, request):
     wanted["1"] -= ten.item()
     assert answer.probabilities == pytest.approx(wanted, abs=1e-8)
     assert answer.value == pytest.approx(sum(int(r) * p for r, p in wanted.items()) / sum(wanted.values()), abs=1e-6)
+
+
+def test_space_before_a_rating_may_be_part_of_its_token_or_not():
+    """As in vocabularies of SentencePiece, in which a word begins by its space, and digits stand alone."""
+    digits = [str(digit) for digit in range(10)]
+    vocabulary = {token: number for number, token in enumerate(["<unk>", "\u2581", "a", *digits, "\u25811", "\u25817"])}
+    bpe = Tokenizer(models.BPE(vocabulary, [("\u2581", "1"), ("\u2581", "7")], unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace()
+    bpe.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>")
+    spellings = Spellings.of(tokenizer, options(0, 10))
+    assert spellings.steps == {
+        "": {digit: [vocabulary[digit]] for digit in digits}
+        | {digit: [vocabulary[digit], vocabulary[f"\u2581{digit}"]] for digit in "17"},
+        "1": {"10": [vocabulary["0"]]},
+    }
 
 
 def test_tokenizer_that_cannot_spell_an_answer_is_refused(judge_folder):

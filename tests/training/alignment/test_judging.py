@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from training.alignment.judging import (
     ALL_PAIRS,
@@ -133,6 +135,16 @@ def test_no_text_can_forge_the_marks_around_it(mode, hostile):
         assert mark not in text
 
 
+@given(st.lists(st.text(), min_size=1, max_size=4), st.text(), st.text())
+def test_marks_stand_around_every_text_and_nowhere_else(turns, first, second):
+    judging = Judging(pairwise())
+    question = judging.question([{"role": "user", "content": text} for text in turns], first, second)
+    mark = draw_mark([question.rubric, *turns, first, second])
+    assert question.text.count(mark) == 1 + 2 * (len(turns) + 2)
+    for text in (*turns, first, second):
+        assert f" {mark}>>>\n{text}\n<<<end of " in question.text
+
+
 def test_mark_is_drawn_again_while_a_text_holds_it():
     assert draw_mark(["0123456789abcde"], num_digits=1) == "f"
 
@@ -174,17 +186,17 @@ def test_swapping_cancels_an_additive_bias_exactly():
     np.testing.assert_allclose(fair[1], [2 - 11 / 3, 5 - 11 / 3, 4 - 11 / 3], atol=1e-12)
 
 
-@pytest.mark.parametrize("bias", [-1.5, 0.4, 0.8, 2.0])
+@pytest.mark.parametrize("bias", [-1.5, 0.4, 2.0])
 def test_bias_is_found_within_five_percent_and_swapping_is_unbiased(bias):
     judge = Scripted(pairwise(), bias=bias, spread=0.3, noise=0.3)
-    pairs = random_pairs(4000)
+    pairs = random_pairs(2500)
     scores = np.array(judge.score(*pairs))
     truth = np.array(pairs, dtype=float)
     errors = (scores[:, 0] - scores[:, 1]) - (truth[:, 0] - truth[:, 1])
-    assert judge.judging.bias.num_pairs == 4000
+    assert judge.judging.bias.num_pairs == 2500
     assert judge.judging.bias.mean == pytest.approx(bias, rel=0.05)
     assert judge.judging.bias.deviation == pytest.approx(math.hypot(0.3, 0.3 / math.sqrt(2)), rel=0.05)
-    assert abs(errors.mean()) < 4 * errors.std() / math.sqrt(4000)
+    assert abs(errors.mean()) < 4 * errors.std() / math.sqrt(2500)
 
 
 def test_one_order_alone_keeps_its_bias_and_reports_it():
@@ -240,6 +252,14 @@ def test_equal_responses_tie_and_are_not_asked_about():
     np.testing.assert_allclose(scores, [-1.0, 2.0, -1.0], atol=1e-12)
     assert (alone, same) == ([0.0], [0.0, 0.0])
     assert judge.num_calls == 2
+
+
+@pytest.mark.parametrize("mode", ["pointwise", "pairwise"])
+def test_nothing_to_score_is_nothing_to_ask(mode):
+    judge = Scripted(JudgeMember(model="m", mode=mode))
+    assert judge.score() == []
+    assert judge.score([], []) == [[], []]
+    assert judge.num_calls == 0
 
 
 def test_missing_pairs_are_left_out():
