@@ -1,6 +1,7 @@
 """What several tests of training need: rankings that a small model can learn, and a flag that comes up by itself."""
 
 import json
+import math
 import random
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from training.alignment.reward_model import RewardModel
 from training.alignment.run_dir import StopFlag
 
 WORDS = ["eggs", "rice", "water", "salt", "boil", "minutes", "please", "thank", "1", "2", "<|end|>", "é", "你好"]
+SPLITS = ("train",) * 8 + ("validation", "test")
 
 
 class StopAt(StopFlag):
@@ -43,6 +45,28 @@ def write_rankings(path: Path, *, num_train: int, num_validation: int, num_test:
                 "split": split,
             }
             file.write(json.dumps(row) + "\n")
+    return path
+
+
+def write_length_world(path: Path, num_prompts: int, splits: tuple = SPLITS, **nats_per_doubling: float) -> Path:
+    """Judgments that follow the number of eggs, and by so much the length, by aspect."""
+    draw = random.Random(0)
+    with path.open("w") as file:
+        for number in range(num_prompts):
+            eggs = [draw.randrange(5) for _ in range(4)]
+            words = [["eggs"] * n + ["salt"] * (4 - n) + ["thank"] * draw.choice([0, 2, 4, 8]) for n in eggs]
+            texts = [" ".join(draw.sample(one, len(one))) for one in words]
+            for aspect, nats in nats_per_doubling.items():
+                chance = [-math.log(-math.log(draw.random())) for _ in texts]
+                seen = [2 * n + nats * math.log2(len(text)) for n, text in zip(eggs, texts, strict=True)]
+                row = {
+                    "prompt": [{"role": "user", "content": f"What do I put into dish {number}?"}],
+                    "responses": [{"role": "assistant", "content": text} for text in texts],
+                    "ranking": [[place] for place in sorted(range(4), key=lambda at: -seen[at] - chance[at])],
+                    "aspect": aspect,
+                    "split": splits[number % len(splits)],
+                }
+                file.write(json.dumps(row) + "\n")
     return path
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.alignment.material import write_rankings
+from tests.training.alignment.material import write_length_world, write_rankings
 from training.alignment.__main__ import OUT_OF_MEMORY, in_words, run
 from training.alignment.config import EvaluateConfig, LearningCurveConfig, RewardModelConfig, SftConfig
 from training.alignment.reward_net import load_backbone
@@ -249,6 +249,21 @@ def test_processes_that_share_the_weights_learn_what_one_does_and_go_on_where_th
     weights, others = (load_file(run_dir.model / "model.safetensors") for run_dir in (one, sharded))
     for name in weights:
         torch.testing.assert_close(weights[name], others[name], atol=2e-3, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_processes_agree_on_what_length_counts_for(prepare, start, tmp_path, sharding):
+    preferences = write_length_world(tmp_path / "rankings", 26, overall=3.0)
+    values = {"preferences": str(preferences), "batch_size": 5, "max_tokens": 300, "length": "control"}
+    one, two = prepare("one", **values), prepare("two", **values, num_processes=2, sharding=sharding)
+
+    assert start(one).wait() == 0
+    assert start(two, TWO_PROCESSES).wait() == 0
+
+    assert flat(curve(two)) == pytest.approx(flat(curve(one)), abs=1e-3)
+    alone, together = (run_dir.read_result()["learned"]["nats_per_doubling_of_length"] for run_dir in (one, two))
+    assert together == pytest.approx(alone, abs=1e-3)
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@ import dataclasses
 import itertools
 import json
 import math
-import random
 import statistics
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from safetensors.torch import load_file
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoModelForSequenceClassification
 
-from tests.training.alignment.material import StopAt, alone, random_pairs, write_rankings
+from tests.training.alignment.material import StopAt, alone, random_pairs, write_length_world, write_rankings
 from training.alignment.calibration import fit_temperature
 from training.alignment.config import ConfigError, RewardModelConfig
 from training.alignment.evaluation import measure
@@ -348,31 +347,6 @@ def test_what_memory_is_saved_by_changes_nothing(tmp_path, llama_folder, ranking
 
     for other in curves[1:]:
         assert other == pytest.approx(curves[0], abs=1e-4)
-
-
-SPLITS = ("train",) * 8 + ("validation", "test")
-
-
-def write_length_world(path: Path, num_prompts: int, splits: tuple = SPLITS, **nats_per_doubling: float) -> Path:
-    """Judgments that follow the number of eggs, and by so much the length, by aspect."""
-    draw = random.Random(0)
-    with path.open("w") as file:
-        for number in range(num_prompts):
-            eggs = [draw.randrange(5) for _ in range(4)]
-            words = [["eggs"] * n + ["salt"] * (4 - n) + ["thank"] * draw.choice([0, 2, 4, 8]) for n in eggs]
-            texts = [" ".join(draw.sample(one, len(one))) for one in words]
-            for aspect, nats in nats_per_doubling.items():
-                chance = [-math.log(-math.log(draw.random())) for _ in texts]
-                seen = [2 * n + nats * math.log2(len(text)) for n, text in zip(eggs, texts, strict=True)]
-                row = {
-                    "prompt": [{"role": "user", "content": f"What do I put into dish {number}?"}],
-                    "responses": [{"role": "assistant", "content": text} for text in texts],
-                    "ranking": [[place] for place in sorted(range(4), key=lambda at: -seen[at] - chance[at])],
-                    "aspect": aspect,
-                    "split": splits[number % len(splits)],
-                }
-                file.write(json.dumps(row) + "\n")
-    return path
 
 
 def test_what_length_counts_for_is_left_out_of_the_rewards(tmp_path, llama_folder):
