@@ -426,7 +426,7 @@ def test_the_best_on_validation_is_the_one_that_explains_judgments_with_their_le
 def test_where_all_are_as_long_to_control_length_changes_nothing(tmp_path, llama_folder, rankings_path):
     curves = []
     for length in ("ignore", "control"):
-        config, run_dir = start(tmp_path / length, llama_folder, rankings_path, length=length)
+        config, run_dir = start(tmp_path / length, llama_folder, rankings_path, length=length, num_epochs=0.5)
         assert "learned" not in train_reward_model(config, run_dir, StopFlag())
         curves.append(losses(run_dir))
 
