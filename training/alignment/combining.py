@@ -194,7 +194,7 @@ class _Combining:
         self.gate_features: PromptFeatures | None = None
         features = None
         if config.has_gate:
-            self.gate_features = PromptFeatures(encoder)
+            self.gate_features = PromptFeatures(encoder or None)
             features = self.gate_features([ranked.prompt for ranked in rankings])
         self.standardisation = Standardisation.fit(self._reference(np.ones(len(rankings), dtype=bool)))
         self.judged = JudgedScores(
