@@ -21,6 +21,7 @@ from training import (
     combination_queries,
     comparison_queries,
     guidance,
+    previews,
     promotion_queries,
     queries,
     report_queries,
@@ -198,6 +199,7 @@ class TrainingRunAdmin(PageAdmin):
         page = queries.run_page(run, told_elsewhere=told)
         context = {"run": run, "page": page, "report": report, "combination": combination, "may_cancel": may_cancel}
         context["curve"] = report_queries.learning_curve(run)
+        context["preview"] = previews.preview(run) if run.kind == Kind.PREVIEW_JUDGE else None
         context["may_ask"] = request.user.has_perm("annotate.change_project")
         context["promotion"] = promotion_queries.box(run, request.user)
         context["may_promote"] = request.user.has_perm("training.add_promotion")

@@ -23,6 +23,7 @@ BASIC_FIELDS = {
 }
 IN_USE_FIELDS = {"rejection_sampling": "reward_model", "combine": "incumbent"}  # what the current reward model fills in
 MAX_OFFERED_MEMBERS = 5
+CHOSEN_FIELDS = {"members", "models"}  # not any will do: some cost money, some have another backbone
 FILE_FIELDS = {"preferences", "examples", "responses"}  # a form names preference sets, never files on the server
 THE_RUN = "Memory, speed and the run"
 GROUPS = {
@@ -185,7 +186,8 @@ def _model_field(name: str, names: list[str], common: dict[str, Any]) -> forms.C
     is_optional = name in references.OPTIONAL_FIELDS
     attributes = {"list": f"{name}-runs", "autocomplete": "off", "spellcheck": "false"}
     offered = names if is_ensemble else names[:1]
-    common["initial"] = ", ".join(offered[:MAX_OFFERED_MEMBERS]) if not is_optional else ""
+    is_left_empty = is_optional or name in CHOSEN_FIELDS
+    common["initial"] = "" if is_left_empty else ", ".join(offered[:MAX_OFFERED_MEMBERS])
     field = forms.CharField(
         max_length=4000 if is_ensemble else 500,
         required=not is_optional,
@@ -193,6 +195,7 @@ def _model_field(name: str, names: list[str], common: dict[str, Any]) -> forms.C
         **common,
     )
     field.suggestions = names  # type: ignore[attr-defined]
+    field.names_several = is_ensemble  # type: ignore[attr-defined]
     return field
 
 

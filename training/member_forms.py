@@ -27,7 +27,7 @@ FIRST = ("base_url", "model", "policy", "reference_policy", "key_variable", "asp
 LONG_TEXTS = {"rubric": 4000}
 MODEL_NAMES = {
     Kind.JUDGE: "judge",
-    Kind.SERVED_JUDGE: "judge",
+    Kind.SERVED_JUDGE: "served-judge",
     Kind.REWARD_MODEL: "reward-model",
     Kind.IMPLICIT: "implicit-reward",
     Kind.LENGTH: "length",

@@ -107,7 +107,7 @@ def preview(run: TrainingRun) -> Preview:
     config = member_of(run)
     judgments = _judgments([int(row["id"]) for row in rows], config.aspect if config else OVERALL)
     shown = [
-        _comparison(number, row, told.get(row["id"], {}), judgments.get(int(row["id"]), []))
+        shown_comparison(number, row, told.get(row["id"], {}), judgments.get(int(row["id"]), []))
         for number, row in enumerate(rows, start=1)
     ]
     return Preview(run, config, shown, run.error)
@@ -144,7 +144,7 @@ def _judgments(comparisons: Sequence[int], aspect: str) -> dict[int, list[list[l
     return found
 
 
-def _comparison(
+def shown_comparison(
     number: int, row: dict[str, Any], told: dict[str, Any], rankings: list[list[list[int]]]
 ) -> ShownComparison:
     letters = [letter_of(place) for place in range(len(row["responses"]))]
@@ -155,7 +155,7 @@ def _comparison(
         ShownResponse(
             letter,
             response["content"][:MAX_SHOWN],
-            score="" if score is None else f"{score:.2f}",
+            score="" if score is None else f"{score:.3g}",
             is_best=score is not None and score == best,
             said=f"put first by {count} of {len(rankings)} annotators" if rankings else "not judged yet",
         )
@@ -191,12 +191,15 @@ def _verdict(letters: Sequence[str], scores: Sequence[float | None], liked: Sequ
     if not any(score is not None for score in scores):
         return ""
     judged = _tops(letters, [-math.inf if score is None else score for score in scores])
+    said = f"The judge puts {_and(judged)} first"
     if not any(liked):
-        return f"The judge puts {_and(judged)} first."
+        return f"{said}."
     people = _tops(letters, liked)
+    if len(people) > 1:
+        return f"{said}; annotators are divided between {_and(people)}."
     if judged == people:
-        return f"The judge puts {_and(judged)} first, as most annotators do."
-    return f"The judge puts {_and(judged)} first, most annotators {_and(people)}."
+        return f"{said}, as annotators most often do."
+    return f"{said}, annotators most often {people[0]}."
 
 
 def _tops(letters: Sequence[str], values: Sequence[float]) -> list[str]:
@@ -214,7 +217,7 @@ def _question(told: dict[str, Any], letters: Sequence[str]) -> ShownQuestion:
     return ShownQuestion(
         about=f"{named[0]} shown as A, {named[1]} as B" if len(named) == 2 else f"Response {_and(named or ['?'])}",
         text=str(told.get("text", "")),
-        answer=f"{value:.2f}" if is_number(value) else f"no answer: {failure or 'unknown'}",
+        answer=f"{value:.3g}" if is_number(value) else f"no answer: {failure or 'unknown'}",
         reply=str(told.get("reply") or ""),
         probabilities=[
             {"option": str(option), "share": f"{share:.1%}", "percent": f"{100 * share:.1f}"}

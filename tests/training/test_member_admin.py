@@ -11,7 +11,7 @@ from annotate.models import Aspect
 from tests.factories import make_comparison, make_judgment, make_project
 from tests.training.factories import make_finished_run, make_preference_set, make_staff
 from tests.training.test_admin import inline, make_viewer, run_url, start_url
-from training import member_services, services
+from training import member_services, previews, services
 from training.member_forms import MemberForm
 from training.models import Member, Promotion, TrainingRun
 
@@ -372,14 +372,36 @@ def test_preview_shows_what_the_judge_is_sent_and_answers_beside_what_people_sai
         "preview_project": project.pk,
     }
     first = shown.responses[0]
-    assert (first.score, first.is_best, first.said, shown.seconds) == ("9.00", True, "put first by 1 of 1 annotators", "0.25 s")
-    assert shown.verdict == "The judge puts A first, as most annotators do."
+    assert (first.score, first.is_best, first.said, shown.seconds) == (
+        "9",
+        True,
+        "put first by 1 of 1 annotators",
+        "0.25 s",
+    )
+    assert shown.verdict == "The judge puts A first, as annotators most often do."
     assert shown.questions[0].text == f"Rate this: {first.text}"
     assert shown.questions[0].probabilities == [{"option": "9", "share": "75.0%", "percent": "75.0"}]
     page = response.content.decode()
     assert ("hx-trigger" in page, "It was sent exactly this" in page) == (False, True)
     assert inline(response.content) == []
+    assert "It was sent exactly this" in staff.get(run_url("change", run)).content.decode()
     assert not Member.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("scores", "rankings", "verdict"),
+    [
+        ([2, 1], [[[1], [2]], [[1], [2]], [[2], [1]]], "The judge puts A first, as annotators most often do."),
+        ([2, 1], [[[2], [1]]], "The judge puts A first, annotators most often B."),
+        ([1, 1], [[[2], [1]]], "The judge puts A and B first, annotators most often B."),
+        ([None, 1], [[[1], [2]], [[2], [1]]], "The judge puts B first; annotators are divided between A and B."),
+        ([2, 1], [], "The judge puts A first."),
+        ([None, None], [[[2], [1]]], ""),
+    ],
+)
+def test_preview_holds_the_judge_against_annotators(scores, rankings, verdict):
+    row = {"id": "7", "prompt": [], "responses": [{"id": 1, "content": "x"}, {"id": 2, "content": "y"}]}
+    assert previews.shown_comparison(1, row, {"scores": scores}, rankings).verdict == verdict
 
 
 def test_preview_escapes_texts_of_every_kind(staff: Client):
@@ -441,7 +463,8 @@ def test_preview_says_what_it_cannot_do(staff: Client):
 
 def test_preview_pressed_twice_starts_one_run(staff: Client):
     project, key = make_judged(), uuid.uuid4()
-    assert press_preview(staff, project, key=key).headers == press_preview(staff, project, key=key).headers
+    first, second = (press_preview(staff, project, key=key) for _ in range(2))
+    assert first.headers["Location"] == second.headers["Location"]
     assert TrainingRun.objects.count() == 1
 
 
@@ -516,4 +539,12 @@ def test_members_of_hidden_projects_are_not_found_and_none_is_deleted(staff: Cli
 def test_form_of_every_kind_has_a_name_to_begin_with():
     user = make_staff()
     names = [MemberForm(kind=kind, user=user)["name"].value() for kind in member_services.MADE_BY_FORMS]
-    assert names == ["reward-model-1", "judge-1", "judge-1", "implicit-reward-1", "length-1", "repetition-1", "form-1"]
+    assert names == [
+        "reward-model-1",
+        "judge-1",
+        "served-judge-1",
+        "implicit-reward-1",
+        "length-1",
+        "repetition-1",
+        "form-1",
+    ]
