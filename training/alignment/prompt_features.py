@@ -1,113 +1,122 @@
-"""What a prompt is about, as numbers for a gate: hashed words, or a sentence encoder's mean.
+"""What a gate sees of a prompt: numbers that are alike for prompts that are alike.
 
-By hashing, a word or two neighbouring ones become 64 signs that follow from its digest alone, and a prompt the sum of
-its words' signs over the root of their number: a random projection of its bag of words, which keeps inner products to
-about 1 / 8, needs no vocabulary and nothing to be learned, and is the same in every process and at any time.
+Without a model, they are its words and pairs of neighbouring words, hashed: each has its own 64 signs, the bits of its
+digest, and a prompt's features are the sum of these by log(1 + how often it stands there), at length 1. That is a
+random projection of the counts that keeps angles to about 1/8 (D. Achlioptas, "Database-friendly random projections",
+2003), needs no vocabulary, and is the same in every process. With a sentence encoder, they are the mean of its last
+layer over the tokens, at length 1 (N. Reimers and I. Gurevych, "Sentence-BERT", 2019).
 
-An encoder knows that *soup* is near *stew*, and costs a forward pass of a small model for each prompt.
+Only the prompt is read. Who uses the features standardises them on what it was fitted to.
 """
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from transformers import AutoModel, AutoTokenizer
 
+from training.alignment.baselines import WORD
+from training.alignment.ensemble import Floats
 from training.alignment.preferences import Messages
-from training.alignment.run_dir import write_json
 
-NUM_FEATURES = 64
-FILE = "prompt_features.json"
-WORD = re.compile(r"\w+")
-MAX_WORDS = 2000  # of a conversation's end; what it is about is told by then
-MAX_TOKENS, BATCH_SIZE = 256, 32
-
-Floats = NDArray[np.float64]
+NUM_HASHED = 64
+MAX_TOKENS = 256  # of a prompt that an encoder reads: its end, which asks
+BATCH_SIZE = 32
+CONFIG = "prompt_features.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PromptFeatures:
-    """Features of prompts; of their text alone, whatever else is asked for along with it.
+    """Prompts -> (N, D) features.
 
-    Args:
-        encoder: a folder or a Hugging Face id of a sentence encoder; empty for hashed words.
-        device: where the encoder runs.
+    Attributes:
+        encoder: a sentence encoder, a folder or a Hugging Face id with safetensors; empty for hashed words.
+        device: of the encoder.
     """
 
     encoder: str = ""
-    device: Any = field(default=None, compare=False, repr=False)
+    device: Any = None
+
+    def __call__(self, prompts: Sequence[Messages]) -> Floats:
+        """(N, D) of each prompt, whatever the others are.
+
+        Raises:
+            OSError: there is no such encoder.
+        """
+        texts = [_text(prompt) for prompt in prompts]
+        if not self.encoder:
+            return np.stack([_hashed(text) for text in texts]) if texts else np.zeros((0, NUM_HASHED))
+        return _encoded(texts, self.encoder, self.device)
+
+    def save(self, folder: Path) -> None:
+        """Write prompt_features.json: an encoder is named, not copied."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG).write_text(json.dumps({"encoder": self.encoder}) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, device: Any = None) -> Self:
         """What `save` wrote.
 
         Raises:
-            OSError: there is none.
+            OSError: there is nothing.
         """
-        told = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return cls(told["encoder"], device)
-
-    def save(self, folder: Path) -> None:
-        """Write a file into `folder`; an encoder is named, not copied."""
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / FILE, {"encoder": self.encoder})
-
-    def __call__(self, prompts: Sequence[Messages]) -> Floats:
-        """(N, D) features of N prompts.
-
-        Raises:
-            OSError: the encoder is not there.
-        """
-        texts = [" ".join(message["content"] for message in prompt) for prompt in prompts]
-        if not self.encoder:
-            return np.array([hashed(text) for text in texts]).reshape(len(texts), NUM_FEATURES)
-        distinct = list(dict.fromkeys(texts))
-        found = dict(zip(distinct, self._encoded(distinct), strict=True))
-        return np.array([found[text] for text in texts])
-
-    def _encoded(self, texts: Sequence[str]) -> Iterator[Floats]:
-        import torch  # noqa: PLC0415 -- hashing needs none of it
-
-        model, tokenizer = self._model
-        with torch.inference_mode():
-            for start in range(0, len(texts), BATCH_SIZE):
-                some = [text if text.strip() else "." for text in texts[start : start + BATCH_SIZE]]  # it needs a token
-                batch = tokenizer(some, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt").to(
-                    model.device
-                )
-                hidden = model(**batch).last_hidden_state
-                mask = batch["attention_mask"][..., None].to(hidden.dtype)
-                means = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-                yield from torch.nn.functional.normalize(means.double(), dim=-1).cpu().numpy()
-
-    @cached_property
-    def _model(self) -> tuple[Any, Any]:
-        from transformers import AutoModel, AutoTokenizer  # noqa: PLC0415 -- as above
-
-        tokenizer = AutoTokenizer.from_pretrained(self.encoder, trust_remote_code=False)
-        model = AutoModel.from_pretrained(self.encoder, trust_remote_code=False, use_safetensors=True)
-        return model.to(self.device or "cpu").eval(), tokenizer
+        return cls(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["encoder"], device)
 
 
-def hashed(text: str) -> Floats:
-    """(64,) of a text's words and pairs of neighbouring words, whatever their case; zeros where there is none."""
-    words = WORD.findall(text.lower())[-MAX_WORDS:]
-    parts = [*words, *(f"{one} {other}" for one, other in pairwise(words))]
-    if not parts:
-        return np.zeros(NUM_FEATURES)
-    found: Floats = np.sum([_signs(part) for part in parts], axis=0) / np.sqrt(len(parts))
+def _text(prompt: Messages) -> str:
+    return "\n".join(message["content"] for message in prompt)
+
+
+def _hashed(text: str) -> Floats:
+    words = WORD.findall(text.lower())
+    counts = Counter(words + [f"{one} {other}" for one, other in pairwise(words)])
+    if not counts:
+        return np.zeros(NUM_HASHED)
+    weights: Floats = np.log1p(np.array(list(counts.values()), dtype=np.float64))
+    found: Floats = weights @ np.stack([_signs(word) for word in counts])
+    found /= math.sqrt(NUM_HASHED) * float(np.linalg.norm(weights))
     return found
 
 
-@lru_cache(maxsize=50_000)
-def _signs(part: str) -> NDArray[np.int8]:
-    digest = hashlib.blake2b(part.encode("utf-8", "surrogatepass"), digest_size=NUM_FEATURES // 8).digest()
-    bits = np.unpackbits(np.frombuffer(digest, dtype=np.uint8))
-    return 2 * bits.astype(np.int8) - 1
+@cache
+def _signs(word: str) -> Floats:
+    """(64,) a bit of the word's digest each, as -1 or 1."""
+    digest = hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=NUM_HASHED // 8).digest()
+    return 2.0 * np.unpackbits(np.frombuffer(digest, dtype=np.uint8)) - 1
+
+
+@torch.no_grad()
+def _encoded(texts: Sequence[str], encoder: str, device: Any) -> Floats:
+    tokenizer, model = _load(encoder)
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    found = np.zeros((len(texts), model.config.hidden_size))
+    tokens = [tokenizer(text, truncation=True, max_length=_most_tokens(model))["input_ids"] for text in texts]
+    by_length = sorted(range(len(texts)), key=lambda place: len(tokens[place]))
+    for start in range(0, len(texts), BATCH_SIZE):
+        places = by_length[start : start + BATCH_SIZE]
+        batch = tokenizer.pad({"input_ids": [tokens[place] for place in places]}, return_tensors="pt").to(model.device)
+        hidden = model(**batch).last_hidden_state.double()
+        mask = batch["attention_mask"][..., None]
+        pooled = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1).clamp(min=1), dim=1)
+        found[places] = pooled.cpu().numpy()
+    return found
+
+
+@cache
+def _load(encoder: str) -> tuple[Any, Any]:
+    tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False, truncation_side="left")
+    model = AutoModel.from_pretrained(encoder, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
+    return tokenizer, model.eval()
+
+
+def _most_tokens(model: Any) -> int:
+    return min(MAX_TOKENS, getattr(model.config, "max_position_embeddings", MAX_TOKENS))

@@ -3,74 +3,75 @@ import sys
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer, BertConfig, BertModel
+import torch
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from training.alignment.prompt_features import PromptFeatures, hashed
+from training.alignment.prompt_features import PromptFeatures
 
-
-def prompt(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
+COOKING = [{"role": "user", "content": "How long do I boil four eggs in salted water?"}]
+COOKING_TOO = [{"role": "user", "content": "How long do I boil six eggs in cold water?"}]
+CODE = [{"role": "user", "content": "Write a Python function that sorts a list of dictionaries by key."}]
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory, llama_folder) -> str:
     folder = tmp_path_factory.mktemp("encoder")
-    tokenizer = AutoTokenizer.from_pretrained(llama_folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(llama_folder)
     tokenizer.save_pretrained(folder)
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
     )
-    BertModel(config).save_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertModel(config).save_pretrained(folder)
     return str(folder)
 
 
-def test_like_texts_have_like_features():
-    soup, stew, car = map(hashed, ("how do i cook a soup", "How do I cook a stew?", "which tyres fit this car"))
-
-    def cosine(one, other):
-        return one @ other / np.linalg.norm(one) / np.linalg.norm(other)
-
-    assert cosine(soup, stew) > 0.5
-    assert abs(cosine(soup, car)) < 0.4
-
-
-def test_hashed_words_by_hand():
-    one, other, both = hashed("eggs"), hashed("rice"), hashed("eggs rice")
-
-    assert set(np.abs(one)) == {1.0}
-    pair = both * np.sqrt(3) - one - other  # what the two neighbours have together
-    assert set(np.round(np.abs(pair), 9)) == {1.0}
-    assert hashed("?!").tolist() == hashed("").tolist() == [0.0] * 64
+def test_hashed_words_put_prompts_that_share_them_near_each_other():
+    features = PromptFeatures()([COOKING, COOKING_TOO, CODE])
+    near, far = features[0] @ features[1], features[0] @ features[2]
+    assert features.shape == (3, 64)
+    assert near > 0.3
+    assert abs(far) < 0.3
 
 
 def test_hashed_words_are_the_same_in_every_process():
-    program = "from training.alignment.prompt_features import hashed; print(hashed('eggs').tolist())"
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    program = (
+        "from training.alignment.prompt_features import PromptFeatures\n"
+        f"print(PromptFeatures()([{COOKING!r}]).tobytes().hex())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == PromptFeatures()([COOKING]).tobytes().hex()
 
-    assert told.stdout.strip() == str(hashed("eggs").tolist())
 
-
-def test_features_of_no_prompt_have_a_shape():
+def test_a_prompt_without_words_has_no_features():
+    features = PromptFeatures()([[{"role": "user", "content": " \n"}], COOKING])
+    assert features[0].tolist() == [0.0] * 64
     assert PromptFeatures()([]).shape == (0, 64)
 
 
-def test_an_encoders_features_do_not_depend_on_the_batch(encoder):
-    texts = ["eggs", "rice and eggs " * 20, "", "salt"]
-    features = PromptFeatures(encoder)
-
-    together = features([prompt(text) for text in texts])
-
-    assert together.shape == (4, 32)
-    alone = np.concatenate([features([prompt(text)]) for text in texts])
-    np.testing.assert_allclose(together, alone, atol=1e-5)
+def test_all_turns_of_a_conversation_count():
+    longer = [*COOKING, {"role": "assistant", "content": "Eight minutes."}, {"role": "user", "content": "And rice?"}]
+    assert not np.allclose(PromptFeatures()([longer]), PromptFeatures()([COOKING]))
 
 
-def test_features_are_loaded_as_they_were_saved(tmp_path, encoder):
-    for features in (PromptFeatures(), PromptFeatures(encoder)):
-        features.save(tmp_path)
-        assert PromptFeatures.load(tmp_path) == features
+def test_encoded_prompts_do_not_depend_on_their_batch(encoder):
+    prompts = [COOKING, CODE, [{"role": "user", "content": "Rice?"}], [{"role": "user", "content": "salt " * 200}]]
+    features = PromptFeatures(encoder, "cpu")
+    together = features(prompts)
+    assert together.shape == (4, 16)
+    np.testing.assert_allclose(np.concatenate([features([prompt]) for prompt in prompts]), together, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-12)
 
 
-def test_a_missing_encoder_is_an_error(tmp_path):
-    with pytest.raises(OSError, match="nowhere"):
-        PromptFeatures(str(tmp_path / "nowhere"))([prompt("eggs")])
+@pytest.mark.parametrize("is_encoded", [False, True])
+def test_saved_features_are_the_same(tmp_path, encoder, is_encoded):
+    features = PromptFeatures(encoder if is_encoded else "", "cpu")
+    features.save(tmp_path / "made")
+    loaded = PromptFeatures.load(tmp_path / "made", "cpu")
+    assert loaded([COOKING, CODE]).tolist() == features([COOKING, CODE]).tolist()
