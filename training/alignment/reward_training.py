@@ -180,7 +180,7 @@ class _Training:
         self.max_length = fit_length(config.max_length, model, self.tokenizer)
         self.max_tokens = budget(config.max_tokens, self.device)
         self.repeats = flip_rate_of_repeats(train)
-        self.likelihood = _likelihood(config, train, self.repeats).to(self.device)
+        self.likelihood = _likelihood(config, train, self.repeats)
         self.items = build_items(
             train,
             aspects=config.aspects,
@@ -192,7 +192,8 @@ class _Training:
         )
         if not self.items.items:
             raise ConfigError(_no_preferences(config.aspect, len(train), self.items.num_too_long))
-        start_with_length(self.likelihood, self.items.items)
+        start_with_length(self.likelihood, self.items.items)  # on the CPU, so that all processes find the same
+        self.likelihood.to(self.device)
         if not config.dropout:
             silence_dropout(model)
         if config.lora_rank:
