@@ -96,12 +96,14 @@ def _compare(
 
 
 def score_here(members: Sequence[Path], prompts: Sequence[tuple[str, list[str]]], cache: Path | None) -> Scores:
+    from training.alignment.encodings import share_encodings
     from training.alignment.preferences import PromptedResponses
     from training.alignment.reward import load_reward
     from training.alignment.score_cache import ScoreCache
 
     prepare()
-    rewards = [load_reward(member, cache=ScoreCache(cache) if cache else None) for member in members]
+    kept = ScoreCache(cache) if cache else None
+    rewards = share_encodings([load_reward(member, cache=kept) for member in members])
     asked = [PromptedResponses([{"role": "user", "content": prompt}], tuple(texts)) for prompt, texts in prompts]
     warm_up = PromptedResponses([{"role": "user", "content": f"{os.getpid()} and {time.time()}"}], asked[0].responses)
     for reward in rewards:

@@ -27,6 +27,7 @@ from training.alignment import ensemble
 from training.alignment.bayesian_averaging import posterior_of, stacking_weights
 from training.alignment.calibration import fit_temperature
 from training.alignment.config import CombineConfig, ConfigError
+from training.alignment.encodings import share_encodings
 from training.alignment.ensemble import Bools, Floats, JudgedScores, Standardisation
 from training.alignment.fusion import FusionConfig, FusionNetwork, fit_fusion, load_fusion, save_fusion
 from training.alignment.member_checks import temperatures
@@ -142,7 +143,11 @@ class Combiner:
         told = _read(folder)
         recipe = _read_recipe(folder, told)
         paths = tuple(member["path"] for member in told["members"])
-        members = tuple(load_reward(_place(folder, path), device, aspect=told["aspect"], cache=cache) for path in paths)
+        members = tuple(
+            share_encodings(
+                [load_reward(_place(folder, path), device, aspect=told["aspect"], cache=cache) for path in paths]
+            )
+        )
         for member, one in zip(members, told["members"], strict=True):
             if member.digest != one["digest"]:
                 raise ConfigError(f"{folder}: its member {one['path']} has changed since it was fitted")

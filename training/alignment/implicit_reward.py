@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from training.alignment.batching import batches, budget, pad
 from training.alignment.config import ConfigError
 from training.alignment.member_config import ImplicitRewardMember
-from training.alignment.preferences import Encoded, PromptedResponses, encode
+from training.alignment.preferences import Encoded, PromptedResponses, encode, tokenizer_digest
 from training.alignment.products import allow_fast_products
 from training.alignment.reward import OVERALL, Scored
 from training.alignment.reward_net import fit_length
@@ -111,8 +111,8 @@ class ImplicitReward:
     def digest(self) -> str:
         """Of both policies' weights, the tokenizer and all else that a score depends on."""
         models = [(model.config.model_type, weights_digest(model)) for model in (self.policy, self.reference_policy)]
-        tokens = (self.tokenizer.chat_template, self.tokenizer.backend_tokenizer.to_str())
-        return hashlib.sha256(json.dumps([self.beta, self.max_length, models, tokens]).encode()).hexdigest()
+        parts = json.dumps([self.beta, self.max_length, models, tokenizer_digest(self.tokenizer)])
+        return hashlib.sha256(parts.encode()).hexdigest()
 
     def log_odds(self, aspect: str | None = None) -> float:
         """A unit of score is a nat."""

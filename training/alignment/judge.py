@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from training.alignment.config import ConfigError
 from training.alignment.judging import Answer, Judging, KnownAnswers, Question
 from training.alignment.member_config import JudgeMember
-from training.alignment.preferences import PromptedResponses, encode_prompt
+from training.alignment.preferences import PromptedResponses, encode_prompt, tokenizer_digest
 from training.alignment.products import allow_fast_products
 from training.alignment.reward import Scored
 from training.alignment.reward_net import fit_length
@@ -161,8 +161,8 @@ class Judge:
     def _model_digest(self) -> str:
         """Of the weights and of how they are read, wherever they were loaded from."""
         found = hashlib.sha256()
-        told = (self.max_length, self.tokenizer.chat_template, self.model.config.model_type)
-        for part in (repr(told), self.tokenizer.backend_tokenizer.to_str(), weights_digest(self.model)):
+        told = (self.max_length, self.model.config.model_type)
+        for part in (repr(told), tokenizer_digest(self.tokenizer), weights_digest(self.model)):
             found.update(f"{len(part)} {part}".encode())
         return found.hexdigest()
 

@@ -8,6 +8,7 @@ The papers' *completion* is a `response` here.
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -230,6 +231,17 @@ def closing_template(tokenizer: PreTrainedTokenizerBase) -> str:
     if tokenizer.eos_token_id is None or _is_closed(tokenizer, _render(tokenizer, asked)):
         return template
     return template + "{% if messages[-1]['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256, in hex, of all that makes tokens of a conversation.
+
+    A tokenizer keeps besides how it padded and cut texts last, and forgets how it was saved: that does not count here.
+    """
+    told = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    parts = json.dumps([told, tokenizer.chat_template, special], sort_keys=True)
+    return hashlib.sha256(parts.encode()).hexdigest()
 
 
 def _ranked(row: dict[str, Any]) -> RankedResponses:

@@ -10,12 +10,13 @@ These are fixed after training, and so leave true differences as they are.
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -27,11 +28,22 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from training.alignment.batching import budget
 from training.alignment.config import ConfigError
 from training.alignment.packing import Packing, build_row, parts, plan
-from training.alignment.preferences import Messages, PromptedResponses, RankedResponses, Scorable, encode_to_score
+from training.alignment.preferences import (
+    Messages,
+    PromptedResponses,
+    RankedResponses,
+    Scorable,
+    encode_to_score,
+    tokenizer_digest,
+)
 from training.alignment.products import allow_fast_products
 from training.alignment.reward import OVERALL, Reward, Scored
 from training.alignment.reward_net import RewardNet, fit_length, load_classifier
 from training.alignment.run_dir import Interrupted, StopFlag
+from training.alignment.weights import weights_digest
+
+if TYPE_CHECKING:
+    from training.alignment.encodings import Encodings
 
 MAX_LENGTH, MAX_TOKENS = 1024, 16384
 CHUNK = 256
@@ -58,6 +70,8 @@ class RewardModel:
     """Nats by which raw rewards differ where the better one is preferred with odds of e to 1."""
     head: int = 0
     """The head that is used where no aspect is asked for."""
+    encodings: "Encodings | None" = None
+    """What makes tokens of texts for this model and others; see `share_encodings`."""
 
     @classmethod
     def load(
@@ -114,15 +128,10 @@ class RewardModel:
     @cached_property
     def digest(self) -> str:
         """Of the weights, the tokenizer and all else that a score depends on, wherever it was loaded from."""
-        found = hashlib.sha256()
-        told = (self.max_length, self.aspects, self.means, self.stds, self.head)
-        for part in (repr(told), self.tokenizer.chat_template or "", self.net.model.config.model_type):
-            found.update(f"{len(part)} {part}".encode())
-        found.update(self.tokenizer.backend_tokenizer.to_str().encode())
-        for name, weight in sorted(self.net.model.state_dict().items()):
-            found.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-            found.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return found.hexdigest()
+        model = self.net.model
+        told = [self.max_length, self.aspects, self.means, self.stds, self.head, model.config.model_type]
+        parts = json.dumps([*told, tokenizer_digest(self.tokenizer), weights_digest(model)])
+        return hashlib.sha256(parts.encode()).hexdigest()
 
     @property
     def mean(self) -> float:
@@ -188,6 +197,8 @@ class RewardModel:
             yield from self.rewards(self.encode_all(chunk))
 
     def encode(self, messages: Messages, response: str) -> Scorable:
+        if self.encodings is not None:
+            return self.encodings.encode(messages, response)
         return encode_to_score(self.tokenizer, messages, response, self.max_length)
 
     def encode_all(self, pairs: Sequence[tuple[Messages, str]]) -> list[Scorable]:

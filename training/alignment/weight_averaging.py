@@ -28,7 +28,7 @@ from transformers import AutoTokenizer
 from training.alignment.calibration import fit_temperature
 from training.alignment.config import AverageWeightsConfig, ConfigError, split_names
 from training.alignment.evaluation import measure
-from training.alignment.preferences import ANY, RankedResponses, read_rankings
+from training.alignment.preferences import ANY, RankedResponses, read_rankings, tokenizer_digest
 from training.alignment.reward import OVERALL
 from training.alignment.reward_model import MAX_TOKENS, RewardModel, join_processes, normalisation
 from training.alignment.reward_net import load_classifier
@@ -261,20 +261,14 @@ def _require_same_kind(first: Path, other: Path) -> None:
     if differing:
         told = "; ".join(f"{name} is {one.get(name)!r} and {two.get(name)!r}" for name in differing)
         raise ConfigError(f"models: {first} and {other} are of different kinds: {told}")
-    if _tokenizer(first) != _tokenizer(other):
+    tokenizers = (AutoTokenizer.from_pretrained(folder, trust_remote_code=False) for folder in (first, other))
+    if len(set(map(tokenizer_digest, tokenizers))) > 1:
         raise ConfigError(f"models: {first} and {other} read text by different tokenizers or chat templates")
 
 
 def _config(folder: Path) -> dict[str, Any]:
     told: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     return told
-
-
-def _tokenizer(folder: Path) -> tuple[Any, str | None]:
-    """What makes tokens of a conversation; how batches were padded last is none of it."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    told = json.loads(tokenizer.backend_tokenizer.to_str())
-    return told | {"padding": None, "truncation": None}, tokenizer.chat_template
 
 
 def _digest(folder: Path) -> str:
