@@ -15,7 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -87,11 +87,11 @@ def _hashed(text: str) -> Floats:
     return found
 
 
-@cache
+@lru_cache(maxsize=2**16)
 def _signs(word: str) -> Floats:
     """(64,) a bit of the word's digest each, as -1 or 1."""
     digest = hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=NUM_HASHED // 8).digest()
-    return 2.0 * np.unpackbits(np.frombuffer(digest, dtype=np.uint8)) - 1
+    return 2 * np.unpackbits(np.frombuffer(digest, dtype=np.uint8)).astype(np.float64) - 1
 
 
 @torch.no_grad()
