@@ -182,6 +182,14 @@ def make_combination(**values: Any) -> dict[str, Any]:
     return {**report, **values}
 
 
+def names_of(told: Any) -> Any:
+    """The names in a report, one inside the other; of a list its first one's, of what members' names list one's."""
+    if isinstance(told, dict):
+        inside = {name: names_of(value) for name, value in told.items()}
+        return {"a member": next(iter(inside.values()))} if any("/" in name for name in told) else inside
+    return [names_of(value) for value in told[:1]] if isinstance(told, list) else "a value"
+
+
 def leave(run: TrainingRun, name: str, told: Any) -> TrainingRun:
     """Write a file into the run's directory, as its trainer would."""
     run.run_dir.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.training.alignment.material import StopAt, write_rankings
+from tests.training.reports import gains, make_combination, names_of
 from training.alignment.combiner import Combiner
 from training.alignment.combining import combine, prompt_digest, trained_on
 from training.alignment.config import COMBINING, CombineConfig, ConfigError, EvaluateConfig
@@ -75,6 +76,17 @@ def test_all_ways_of_combining_are_measured_on_the_same_pairs(finished, members)
     assert found["cross_fitted"] == 0
     assert [len(row) for row in found["correlation"]] == [4] * 4
     assert found["disagreements"][0]["spread"] >= found["disagreements"][-1]["spread"] > 0
+
+
+def test_the_report_that_pages_are_tested_with_looks_like_one(finished):
+    found = read_report(finished[0])
+    invented = make_combination(against_incumbent={"name": "", **gains(0.0, 0.0)})
+    for one in invented["disagreements"]:
+        one["prompt"] = [{"role": "user", "content": one["prompt"]}]
+    parts = [name for name in found if name != "gate"]
+
+    assert {name: names_of(found[name]) for name in parts} == {name: names_of(invented[name]) for name in parts}
+    assert found.keys() == invented.keys()
 
 
 def test_a_constant_member_is_named_and_left_out(finished, members):
