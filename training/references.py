@@ -136,7 +136,8 @@ def resolve_name(field: str, value: str, taken: Taken, user: User = None) -> str
 
 def _resolve_ensemble(field: str, value: str, user: User) -> str:
     members = [resolve_name(field, name, MODEL_FIELDS[field], user) for name in split_names(value)]
-    if len(set(members)) < MIN_MEMBERS:
+    is_combiner = field == "reward_models" and any(Path(member, COMBINER).is_file() for member in members)
+    if len(set(members)) < MIN_MEMBERS and not is_combiner:  # a combiner's own members may disagree
         raise ConfigError(f"{field}: name {MIN_MEMBERS} different models or more, separated by commas")
     if any("," in member for member in members):
         raise ConfigError(f"{field}: a model's folder has a comma in its path")

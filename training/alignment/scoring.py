@@ -11,6 +11,7 @@ members nor with that of prompts. A run that was stopped goes on after the last 
 import json
 import math
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -18,10 +19,11 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from training.alignment.combiner import member_paths
 from training.alignment.config import ConfigError, ScoreComparisonsConfig
 from training.alignment.evaluation import scale
 from training.alignment.preferences import read_rankings
-from training.alignment.reward import Scored, load_reward, score_cache
+from training.alignment.reward import COMBINER, Scored, load_reward, score_cache
 from training.alignment.reward_model import CHUNK, join_processes, score_rankings
 from training.alignment.run_dir import RunDir, StopFlag, whole_lines
 
@@ -38,24 +40,41 @@ def score_comparisons(config: ScoreComparisonsConfig, run_dir: RunDir, stop: Sto
         ConfigError: fewer than two reward models, one that is none, or a line that is no prompt.
         Interrupted: `stop` became true.
     """
-    if len(config.members) < 2:
+    members = disagreeing([run_dir.locate(name) for name in config.members])
+    if len(members) < 2:
         raise ConfigError("reward_models: one model disagrees with nobody; name two or more")
     accelerator = join_processes()
     num_prompts = sum(1 for _ in read_rankings(run_dir.path / PROMPTS))
-    for number in range(len(config.members)):
-        _Member(config, run_dir, accelerator, number, num_prompts).score(stop)
-    counts = _join(config, run_dir) if accelerator.is_main_process else {}
-    return {"num_members": len(config.members), "num_prompts": num_prompts, **counts}
+    for number in range(len(members)):
+        _Member(config, run_dir, accelerator, members=members, number=number, num_prompts=num_prompts).score(stop)
+    counts = _join(run_dir, len(members)) if accelerator.is_main_process else {}
+    return {"num_members": len(members), "num_prompts": num_prompts, **counts}
+
+
+def disagreeing(paths: Sequence[str]) -> list[str]:
+    """The rewards at these paths, each once; a combiner stands for its members, whose disagreement is its spread."""
+    found: dict[str, None] = {}
+    for path in paths:
+        own = member_paths(Path(path)) if (Path(path) / COMBINER).is_file() else []
+        found |= dict.fromkeys(disagreeing(own) if own else [path])
+    return list(found)
 
 
 class _Member:
     """One reward model's part of the run."""
 
     def __init__(
-        self, config: ScoreComparisonsConfig, run_dir: RunDir, accelerator: Accelerator, number: int, num_prompts: int
+        self,
+        config: ScoreComparisonsConfig,
+        run_dir: RunDir,
+        accelerator: Accelerator,
+        *,
+        members: Sequence[str],
+        number: int,
+        num_prompts: int,
     ) -> None:
         self.config, self.run_dir, self.accelerator = config, run_dir, accelerator
-        self.number, self.num_prompts = number, num_prompts
+        self.members, self.number, self.num_prompts = members, number, num_prompts
         self.path = _member_path(run_dir, number)
 
     def score(self, stop: StopFlag) -> None:
@@ -63,7 +82,7 @@ class _Member:
         if done == self.num_prompts:
             return
         reward = load_reward(
-            self.run_dir.locate(self.config.members[self.number]),
+            self.members[self.number],
             self.accelerator.device,
             max_length=self.config.max_length,
             max_tokens=self.config.max_tokens,
@@ -92,7 +111,7 @@ class _Member:
             for one in scored:
                 scores = [nats * score if math.isfinite(score) else None for score in one.scores]
                 file.write(json.dumps({"scores": scores, "num_truncated": one.num_truncated}) + "\n")
-        progress = (self.number + done / self.num_prompts) / len(self.config.members)
+        progress = (self.number + done / self.num_prompts) / len(self.members)
         step = self.number * self.num_prompts + done
         self.run_dir.log(step=step, phase="score", progress=progress, member=self.number)
 
@@ -101,15 +120,14 @@ def _member_path(run_dir: RunDir, number: int) -> Path:
     return run_dir.path / f"member-{number}.jsonl"
 
 
-def _join(config: ScoreComparisonsConfig, run_dir: RunDir) -> dict[str, int]:
+def _join(run_dir: RunDir, num_members: int) -> dict[str, int]:
     """Write scores.jsonl from the members' files."""
     num_responses = num_truncated = 0
     scratch = run_dir.path / f"{SCORES}.partial"
     with ExitStack() as stack:
         prompts = read_rankings(run_dir.path / PROMPTS)
         members = [
-            stack.enter_context(_member_path(run_dir, number).open(encoding="utf-8"))
-            for number in range(len(config.members))
+            stack.enter_context(_member_path(run_dir, number).open(encoding="utf-8")) for number in range(num_members)
         ]
         joined = stack.enter_context(scratch.open("w", encoding="utf-8"))
         for ranked, *lines in zip(prompts, *members, strict=True):

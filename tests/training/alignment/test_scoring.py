@@ -7,7 +7,7 @@ from training.alignment import __main__ as program
 from training.alignment.config import ConfigError, ScoreComparisonsConfig
 from training.alignment.reward_model import CHUNK, RewardModel
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag
-from training.alignment.scoring import score_comparisons
+from training.alignment.scoring import disagreeing, score_comparisons
 
 
 def make_run_dir(folder, members, num_prompts=3):
@@ -127,3 +127,13 @@ def test_the_program_knows_this_kind_of_run(tmp_path, reward_model_folder, other
 
     assert program.run(run_dir, StopFlag()) == 0
     assert run_dir.read_result() == {"num_members": 2, "num_prompts": 3, "num_responses": 7, "num_truncated": 0}
+
+
+def test_a_combiner_stands_for_its_members(tmp_path):
+    inner, outer = tmp_path / "inner", tmp_path / "outer"
+    for folder, members in ((inner, ["org/one", "org/two"]), (outer, [str(inner), "org/three"])):
+        folder.mkdir()
+        told = {"kind": "combiner", "members": [{"path": member} for member in members], "files": {}}
+        (folder / "combiner.json").write_text(json.dumps(told), encoding="utf-8")
+
+    assert disagreeing([str(outer), "org/two", "org/four"]) == ["org/one", "org/two", "org/three", "org/four"]
