@@ -24,11 +24,20 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize
+from scipy.optimize import nnls
 from scipy.special import entr, expit, log_expit, logsumexp
 
 from training.alignment import member_checks
-from training.alignment.ensemble import Bools, Floats, Ints, JudgedScores, log_likelihood, mean, weighted_mean
+from training.alignment.ensemble import (
+    NEGLIGIBLE,
+    Bools,
+    Floats,
+    Ints,
+    JudgedScores,
+    log_likelihood,
+    mean,
+    weighted_mean,
+)
 from training.alignment.losses import num_choices, plackett_luce_loss
 
 ALIKE = 0.9999  # correlation within prompts from which on two members are copies of each other
@@ -37,7 +46,11 @@ COLLAPSED = 1.2  # effective number of members
 PULLS = (1000.0, 100.0, 10.0, 1.0, 0.1)
 NUM_FOLDS = 5
 NUM_DRAWS = 1000
-LBFGS = {"maxiter": 2000, "maxfun": 10000, "ftol": 1e-11, "gtol": 1e-7}
+MAX_STEPS = 100
+FLAT = 1e-8  # nats in a unit of weight
+
+Objective = Callable[[Floats], tuple[float, Floats, Floats]]
+"""(M,) -> a loss, its gradient (M,) and its curvature (M, M)."""
 
 
 # Bayesian model averaging
@@ -222,53 +235,81 @@ def _best_pull(judged: JudgedScores, rng: np.random.Generator) -> float:
 
 def _stacked(judged: JudgedScores, pulls: Sequence[float]) -> list[Floats]:
     """(M,) weights for each pull, each found from the one before."""
+    usual = np.nan_to_num(mean(judged.scores))[..., None]
+    judged = replace(judged, scores=np.where(np.isnan(judged.scores), usual, judged.scores))
+    size = _usual_margin(judged)
+    judged = replace(judged, scores=judged.scores / size)
     centre = _weights_of_mean(judged)
     found = [centre]
     for pull in pulls:
-        objective = _stacking_objective(judged, centre, pull)
-        bounds = [(0, None)] * len(centre)
-        fit = minimize(objective, found[-1], jac=True, method="L-BFGS-B", bounds=bounds, options=LBFGS)
-        if not fit.success:
-            raise RuntimeError(f"stacking weights did not converge: {fit.message}")
-        found.append(fit.x if fit.x.any() else centre)
-    return found[1:]
+        weights = _lowest(_stacking_objective(judged, centre, pull), found[-1])
+        found.append(weights if weights.any() else centre)
+    return [weights / size for weights in found[1:]]
 
 
-def _stacking_objective(judged: JudgedScores, centre: Floats, pull: float) -> Callable[[Floats], tuple[float, Floats]]:
-    """The mean loss of weights (M,) in nats, and its gradient."""
-    usual = np.nan_to_num(mean(judged.scores))[..., None]
-    judged = replace(judged, scores=np.where(np.isnan(judged.scores), usual, judged.scores))
+def _lowest(objective: Objective, start: Floats) -> Floats:
+    """(M,) where a convex objective is lowest, none negative: Newton's method, each step by non-negative least squares.
+
+    Near-copies among members make the problem too ill-conditioned for L-BFGS-B, which stops on the way.
+    """
+    weights, (loss, gradient, curvature) = start, objective(start)
+    for _ in range(MAX_STEPS):
+        if np.abs(weights - np.maximum(weights - gradient, 0)).max() < FLAT:
+            return weights
+        ridge = NEGLIGIBLE * max(np.trace(curvature), NEGLIGIBLE) * np.eye(len(weights))
+        root = np.linalg.cholesky(curvature + ridge)
+        step = nnls(root.T, root.T @ weights - np.linalg.solve(root, gradient))[0] - weights
+        size = 1.0
+        while (found := objective(weights + size * step))[0] > loss + size * (
+            gradient @ step
+        ) / 10 and size > NEGLIGIBLE:
+            size /= 2
+        weights, (loss, gradient, curvature) = weights + size * step, found
+    raise RuntimeError(f"stacking weights did not converge in {MAX_STEPS} steps")
+
+
+def _usual_margin(judged: JudgedScores) -> float:
+    """The root of the mean squared margin of all members, over ordered pairs; 1 where there is none."""
+    margins = judged.ordered_pairs().margins
+    return float(np.sqrt(np.mean(margins**2))) if margins.any() else 1.0
+
+
+def _stacking_objective(judged: JudgedScores, centre: Floats, pull: float) -> Objective:
+    """The loss of weights (M,) in nats, of a judgment or of as much pull, and its derivatives; no score is missing."""
     margins, rankings, counts = judged.ordered_pairs()
-    pull = pull * float(np.mean(margins**2)) if len(margins) else pull
     num_pairs = np.bincount(rankings, minlength=len(judged))
     is_single = num_pairs[rankings] == 1
     margins, counts = margins[is_single], counts[is_single]
     of_lists = _loss_of_lists(judged.select(num_pairs > 1)) if (num_pairs > 1).any() else None
-    total = max(float(judged.weights.sum()), 1.0)
+    total = max(float(judged.weights.sum()), 1.0) + pull  # so that gradient and curvature are of about one size
 
-    def objective(weights: Floats) -> tuple[float, Floats]:
+    def objective(weights: Floats) -> tuple[float, Floats, Floats]:
         leads = margins @ weights  # of pairs, Plackett-Luce is Bradley-Terry, and is had in a hundredth of the time
+        wrong = expit(-leads)
         loss = pull / 2 * ((weights - centre) ** 2).sum() - counts @ log_expit(leads)
-        gradient = pull * (weights - centre) - (counts * expit(-leads)) @ margins
+        gradient = pull * (weights - centre) - (counts * wrong) @ margins
+        curvature = pull * np.eye(len(weights)) + (margins.T * (counts * wrong * (1 - wrong))) @ margins
         if of_lists is not None:
-            loss_of_lists, gradient_of_lists = of_lists(weights)
-            loss, gradient = loss + loss_of_lists, gradient + gradient_of_lists
-        return float(loss / total), gradient / total
+            loss, gradient, curvature = (
+                a + b for a, b in zip((loss, gradient, curvature), of_lists(weights), strict=True)
+            )
+        return float(loss / total), gradient / total, curvature / total
 
     return objective
 
 
-def _loss_of_lists(judged: JudgedScores) -> Callable[[Floats], tuple[float, Floats]]:
-    """The loss of weights (M,) over rankings of any kind, each having one voice times its weight, and its gradient."""
+def _loss_of_lists(judged: JudgedScores) -> Objective:
+    """The loss of weights (M,) over rankings of any kind, each having one voice times its weight, and derivatives."""
     groups = torch.from_numpy(np.asarray(judged.groups, dtype=np.int64))
     counts = torch.from_numpy(judged.weights) / num_choices(groups)
     scores = torch.from_numpy(judged.scores)
 
-    def objective(values: Floats) -> tuple[float, Floats]:
+    def objective(values: Floats) -> tuple[float, Floats, Floats]:
         weights = torch.tensor(values, requires_grad=True)
         loss = counts @ plackett_luce_loss(scores @ weights, groups)
-        (gradient,) = torch.autograd.grad(loss, weights)
-        return loss.item(), gradient.numpy()
+        (gradient,) = torch.autograd.grad(loss, weights, create_graph=True)
+        rows = [torch.autograd.grad(slope, weights, retain_graph=True)[0] for slope in gradient]
+        return loss.item(), gradient.detach().numpy(), torch.stack(rows).numpy()
 
     return objective
 
