@@ -4,7 +4,7 @@ The number of queries does not grow with the rows: evaluations and users are loo
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -142,18 +142,18 @@ def registry(user: Any, shown: Sequence[Reward], everything: Sequence[Reward]) -
     found = {reward.path: _measured(reward, measured) for reward in shown}
     known = [_range(one.accuracy) for one in found.values() if one]
     scale = plots.scale_around([one for one in known if one])
-    names = Counter(_written(reward) for reward in everything if reward.is_active)
+    names = Counter(reward.name for reward in everything if reward.is_active)
     entries = [
-        _entry(reward, names[_written(reward)] == 1, found[reward.path], uses.get(reward.path, []), scale)
+        _entry(reward, _reference(reward, names), found[reward.path], uses.get(reward.path, []), scale)
         for reward in shown
     ]
     return Registry(entries, plots.strip_ticks(scale))
 
 
-def _entry(reward: Reward, is_only: bool, measured: Measured | None, uses: list[Use], scale: Scale) -> Entry:
+def _entry(reward: Reward, reference: str, measured: Measured | None, uses: list[Use], scale: Scale) -> Entry:
     return Entry(
         reward,
-        reference=_written(reward) if is_only else reward.path,
+        reference=reference,
         accuracy=share_row("Accuracy", measured.accuracy if measured else None, ACCURACY_HELP, scale),
         measured=measured,
         uses=uses[:NUM_USES_TOLD],
@@ -161,9 +161,11 @@ def _entry(reward: Reward, is_only: bool, measured: Measured | None, uses: list[
     )
 
 
-def _written(reward: Reward) -> str:
-    """As a person writes it."""
-    return str(reward.member) if reward.member else reward.name
+def _reference(reward: Reward, names: Mapping[str, int]) -> str:
+    """What a form takes for it: its name where that stands for it alone, in a list of names too; else its folder."""
+    is_only = names[reward.name] == 1 or bool(reward.project and reward.member)
+    written = str(reward.member) if reward.member else reward.name
+    return written if is_only and "," not in written else reward.path
 
 
 def _range(told: dict[str, Any]) -> Range | None:
@@ -243,8 +245,7 @@ class MemberPage:
 
 def member_page(user: Any, member: Member) -> MemberPage:
     reward = _of_member(member)
-    namesakes = [one for one in rewards(user) if one.path != reward.path and _written(one) == _written(reward)]
-    found = registry(user, [reward], [reward, *namesakes])
+    found = registry(user, [reward], rewards(user, state="all"))
     return MemberPage(found.entries[0], config_lines(member), found.ticks, member.path.is_dir())
 
 

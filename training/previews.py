@@ -36,7 +36,7 @@ def place_comparisons(run: TrainingRun, run_dir: RunDir) -> None:
     rows = [_row(one) for one in comparisons_to_show(run.project, aspect, run.config["num_comparisons"])]
     if not rows:
         raise launch.CannotPrepare(f"Project {run.project} has no comparison yet.")
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def comparisons_to_show(project: Project, aspect: str, number: int) -> list[Comparison]:
@@ -123,7 +123,8 @@ def member_of(run: TrainingRun) -> MemberConfig | None:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        with path.open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
     except (OSError, ValueError):
         return []
 

@@ -11,7 +11,7 @@ from annotate.models import Aspect
 from tests.factories import make_comparison, make_judgment, make_project
 from tests.training.factories import make_finished_run, make_preference_set, make_staff
 from tests.training.test_admin import inline, make_viewer, run_url, start_url
-from training import member_services, previews, services
+from training import member_services, previews, references, services
 from training.member_forms import MemberForm
 from training.models import Member, Promotion, TrainingRun
 
@@ -163,10 +163,20 @@ def test_list_shows_only_what_the_user_may_see():
 
 
 def test_list_names_a_reward_by_its_folder_where_its_name_stands_for_several(staff: Client):
-    runs = [make_finished_run(name="same") for _ in range(2)]
-    make_member(name="only", project=make_project(name="cooking"))
-    references = [one.reference for one in staff.get(LIST).context["found"].entries]
-    assert references == ["cooking/only", *(str(run.model_dir.resolve()) for run in reversed(runs))]
+    rewards = [
+        *(make_finished_run(name="twice") for _ in range(2)),
+        make_finished_run(name="a run, with a comma"),
+        make_finished_run(name="judge"),
+        make_member(name="judge"),
+        make_member(name="judge", project=make_project(name="cooking"), target=2),
+        make_member(name="only", target=3),
+        make_finished_run(name="rm"),
+    ]
+    found = {one.reward.path: one.reference for one in staff.get(LIST).context["found"].entries}
+    assert {name for name in found.values() if not name.startswith("/")} == {"cooking/judge", "only", "rm"}
+    for reward in rewards:
+        path = str((reward.model_dir if isinstance(reward, TrainingRun) else reward.path).resolve())
+        assert references.resolve_model("evaluate", "reward_model", found[path]) == path
 
 
 @pytest.mark.parametrize("method", ["post", "put", "delete"])

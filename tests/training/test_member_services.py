@@ -6,7 +6,7 @@ import pytest
 from django.db import IntegrityError
 
 from annotate.models import Judgment
-from tests.factories import make_comparison, make_judgment, make_project, make_user
+from tests.factories import make_comparison, make_judgment, make_project, make_prompt, make_user
 from tests.training.factories import make_finished_run, make_staff
 from training import launch, member_services, previews, references, services
 from training.alignment.config import ConfigError
@@ -274,6 +274,16 @@ def test_preview_judge_asks_about_comparisons_that_people_judged_last():
     options = judged[-1].options.order_by("position")
     assert rows[0]["prompt"] == judged[-1].prompt.messages
     assert rows[0]["responses"] == [{"id": o.response_id, "content": o.response.content} for o in options]
+
+
+def test_preview_bears_separators_of_lines_in_texts():
+    project = make_project()
+    messages = [{"role": "user", "content": "a\u2028b\x85c\nd"}]
+    make_comparison(project=project, prompt=make_prompt(project=project, messages=messages))
+    run = member_services.preview_judge(kind="judge", name="x", values={"model": "org/judge"}, project=project)
+    services.execute_run(run_id=run.pk)
+    (shown,) = previews.preview(run).comparisons
+    assert shown.prompt[0]["content"] == "a\u2028b\x85c\nd"
 
 
 def test_preview_judge_prefers_judgments_of_its_aspect():

@@ -1,19 +1,20 @@
 """Look at a judge before it is let at many responses: what it is sent about a few comparisons, and what it answers.
 
     prompts.jsonl   the comparisons, as `preferences.read_responses` takes them, with an id each
-    preview.json    [{"id", "seconds", …what `judging.preview` tells}], written anew after each comparison
+    preview.json    [{"id", "seconds", …what `judging.preview` tells}], before and after each is asked about
 
 Answers come from the judge itself, never from the cache of scores, which would know neither their probabilities nor how
 long they take.
 """
 
 import time
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
 from training.alignment import judging
 from training.alignment.config import ConfigError, PreviewJudgeConfig
-from training.alignment.preferences import read_responses
+from training.alignment.preferences import PromptedResponses, read_responses
 from training.alignment.reward import load_reward
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag, write_json
 
@@ -41,7 +42,8 @@ def preview_judge(config: PreviewJudgeConfig, run_dir: RunDir, stop: StopFlag) -
         if stop():
             raise Interrupted(f"stopped after {len(told)} of {len(comparisons)} comparisons")
         begin = time.perf_counter()
-        answers = judging.preview(judge, comparison.prompt, comparison.responses)
+        shown = _Shown(judge, comparison, lambda one: write_json(run_dir.path / PREVIEW, [*told, one]))
+        answers = judging.preview(shown, comparison.prompt, comparison.responses)
         told.append({"id": comparison.id, "seconds": time.perf_counter() - begin, **answers})
         write_json(run_dir.path / PREVIEW, told)
         run_dir.log(step=len(told), phase="preview", progress=len(told) / len(comparisons))
@@ -52,3 +54,30 @@ def preview_judge(config: PreviewJudgeConfig, run_dir: RunDir, stop: StopFlag) -
         "num_unanswered": sum(question["value"] is None for question in questions),
         "seconds": sum(one["seconds"] for one in told),
     }
+
+
+class _Shown:
+    """A judge whose questions can be read before it has answered them, and where it never does."""
+
+    def __init__(
+        self, judge: judging.Judge, comparison: PromptedResponses, show: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self.judge, self.comparison, self.show = judge, comparison, show
+        self.judging = judge.judging
+        self._questions: list[dict[str, Any]] = []
+
+    def sent(self, question: judging.Question) -> str:
+        return self.judge.sent(question)
+
+    def ask(self, questions: Sequence[judging.Question]) -> list[judging.Answer]:
+        self._questions += [
+            {
+                "responses": [self.comparison.responses.index(part.text) for part in question.responses],
+                "text": self.sent(question),
+                "value": None,
+                "failure": "not yet",
+            }
+            for question in questions
+        ]
+        self.show({"id": self.comparison.id, "questions": self._questions})
+        return self.judge.ask(questions)

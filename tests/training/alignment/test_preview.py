@@ -68,6 +68,22 @@ def test_preview_judge_shows_both_orders_of_a_pair(tmp_path, judge_folder):
     assert sum(told["scores"]) == pytest.approx(0, abs=1e-9)
 
 
+def test_preview_judge_shows_what_it_asked_where_nobody_answers(tmp_path, judge_folder, monkeypatch):
+    def refuse(self, questions):
+        raise ConnectionError("nobody is there")
+
+    monkeypatch.setattr("training.alignment.judge.Judge.ask", refuse)
+    config, run_dir = make_run(tmp_path, JudgeMember(model=str(judge_folder)))
+    with pytest.raises(ConnectionError):
+        preview_judge(config, run_dir, StopFlag())
+    (told,) = json.loads((run_dir.path / "preview.json").read_text())
+    assert [(one["responses"], one["value"], one["failure"]) for one in told["questions"]] == [
+        ([0], None, "not yet"),
+        ([1], None, "not yet"),
+    ]
+    assert "Eight minutes." in told["questions"][0]["text"]
+
+
 def test_preview_judge_wants_a_judge_and_comparisons(tmp_path, judge_folder):
     config, run_dir = make_run(tmp_path / "rule", LengthRule())
     with pytest.raises(ConfigError, match=r"^member: is no judge$"):
