@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.preference_data import minilm, read_rows, write_preferences
+from bench.processes import prepare
 from bench.reward_model_accuracy import BACKBONES, cell_of, training_rows
 from bench.run import Row, Skipped
 from config.home import HOME
@@ -69,6 +70,7 @@ def run() -> Iterator[Row]:
     wanted = [name for name in os.environ.get("PLUMBLINE_BENCH_DATA", "").split(",") if name]
     if unknown := {*wanted} - {*SOURCES}:
         raise Skipped(f"{', '.join(sorted(unknown))}: there are {', '.join(SOURCES)}")
+    prepare()
     minilm()  # or it is skipped before anything is computed
     for source in wanted or SOURCES:
         material = read_material(source)
