@@ -3,20 +3,23 @@
 A score is found again by all that it depends on: the reward's digest, the aspect, the prompt and the response. The
 first score that is stored for a key stays. What could not be scored is never stored, and is asked for again.
 
-Any number of processes and threads may read and write the file at a time. `put` returns when the scores are on the
-disk: a kill at any moment leaves them there, and of those on their way all or none. The file's folder must be local,
-as SQLite's write-ahead log needs memory that its processes share.
+Any number of processes and threads may read and write the file at a time. A process may be killed at any moment: what
+`put` has returned from is kept, and of what is on its way all or nothing. A machine that loses power may lose the last
+seconds, and nothing else. The file's folder must be local, as the processes share memory by SQLite's write-ahead log.
 """
 
 import hashlib
 import math
+import os
 import sqlite3
 import struct
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 
 from training.alignment.preferences import Messages, PromptedResponses
 from training.alignment.reward import Reward, Scored
@@ -31,8 +34,7 @@ Value = tuple[float, ...]
 class ScoreCache:
     """A table of keys and tuples of numbers in a file.
 
-    A connection lives for one call, so a cache serves any thread, and goes on serving after a fork. `put` waits for the
-    disk, some milliseconds: hand it many scores at a time.
+    Any thread may use it, and after a fork the child too, which then has a connection of its own.
 
     Raises:
         sqlite3.DatabaseError: the file is something else.
@@ -41,6 +43,9 @@ class ScoreCache:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock()
+        self._connections: dict[int, sqlite3.Connection] = {}  # of this process, and of those that it was forked from
+        weakref.finalize(self, _close, self._connections)
         with self._connect() as database:
             _use_log(database)
             database.execute(
@@ -65,15 +70,25 @@ class ScoreCache:
             for key, value in found.items()
             if all(math.isfinite(number) for number in value)
         )
-        with self._connect() as database:
+        with self._connect() as database, database:  # which commits, or takes back
             database.execute("BEGIN IMMEDIATE")  # waits for its turn here, where nothing can be lost
             database.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?)", rows)
-            database.execute("COMMIT")
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(self.path, timeout=TIMEOUT, isolation_level=None)) as database:
+        with self._lock:
+            database = self._connections.get(os.getpid())
+            if database is None:
+                database = sqlite3.connect(self.path, TIMEOUT, isolation_level=None, check_same_thread=False)
+                self._connections[os.getpid()] = database
+                database.execute("PRAGMA synchronous = NORMAL")  # the disk is waited for by checkpoints only
             yield database
+
+
+def _close(connections: dict[int, sqlite3.Connection]) -> None:
+    """SQLite wants a connection closed by the process that has opened it."""
+    if database := connections.pop(os.getpid(), None):
+        database.close()
 
 
 def _use_log(database: sqlite3.Connection) -> None:

@@ -1,8 +1,10 @@
 import math
 import multiprocessing
+import os
 import signal
 import sqlite3
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import permutations
@@ -87,6 +89,25 @@ def test_another_kind_of_file_is_refused(tmp_path):
         ScoreCache(path)
 
 
+def test_of_what_cannot_be_stored_nothing_is(cache):
+    with pytest.raises(TypeError):
+        cache.put({key(1): (1.0,), key(2): ("two",)})
+    cache.put({key(3): (3.0,)})
+
+    assert cache.get([key(1), key(2), key(3)]) == {key(3): (3.0,)}
+    assert ScoreCache(cache.path).get([key(1), key(2), key(3)]) == {key(3): (3.0,)}
+
+
+def test_many_threads_use_one_cache(cache):
+    def work(number: int) -> int:
+        for start in range(0, 100, 5):
+            cache.put({key(100 * number + start + offset): (float(number),) for offset in range(5)})
+        return len(cache.get([key(100 * number + place) for place in range(100)]))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(work, range(8))) == [100] * 8
+
+
 # Several processes
 
 
@@ -125,6 +146,26 @@ def test_several_processes_write_the_same_keys(processes, tmp_path):
     found = ScoreCache(path).get([key(number) for number in range(600)])
     assert len(found) == 600
     assert all(value in {(float(number),) * 2 for number in range(4)} for value in found.values())
+
+
+def write_before_and_after_a_fork(path) -> None:
+    cache = ScoreCache(path)
+    cache.put({key(1): (1.0,)})
+    child = os.fork()
+    cache.put({key(2 if child else 3): (2.0,)})
+    if not child:
+        os._exit(0 if len(cache.get([key(1), key(3)])) == 2 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    cache.put({key(4): (4.0,)})
+
+
+def test_a_cache_serves_a_forked_child_too(processes, tmp_path):
+    writer = processes.Process(target=write_before_and_after_a_fork, args=(tmp_path / "scores.sqlite3",))
+    writer.start()
+    writer.join()
+
+    assert writer.exitcode == 0
+    assert len(ScoreCache(tmp_path / "scores.sqlite3").get([key(number) for number in range(9)])) == 4
 
 
 def write_without_end(path, told) -> None:
