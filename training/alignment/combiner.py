@@ -97,7 +97,8 @@ class Recipe:
         if self.reference is not None:
             return ensemble.rank_aggregate(scores, self.reference[:, used])
         if self.weights is not None:
-            return ensemble.aspect_weighted(scores, self.weights[used])
+            weighted = ensemble.chebyshev if self.method == "chebyshev" else ensemble.aspect_weighted
+            return weighted(scores, self.weights[used])
         if self.method == "constrained":
             place = self.settings["constraint"]
             objective = ensemble.mean(standardised[:, used & (np.arange(len(used)) != place)])
@@ -272,7 +273,7 @@ def fit_recipe(
                 mine if config.has_gate else replace(mine, features=None),
                 FusionConfig(has_gate=config.has_gate, is_monotone=config.is_monotone, seed=config.seed),
             )
-        case "weighted_mean":
+        case "weighted_mean" | "chebyshev":
             learned["weights"] = np.where(is_used, config.member_weights, 0.0)
         case "constrained":
             if not is_used[config.constraint - 1] or is_used.sum() < 2:

@@ -248,7 +248,7 @@ COMBINING = (
     "fusion",
 )
 """Ways of combining that are always measured; those set by hand stand in `BY_HAND`."""
-BY_HAND = ("weighted_mean", "constrained")
+BY_HAND = ("weighted_mean", "chebyshev", "constrained")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,8 +266,8 @@ class CombineConfig(RunConfig):
         "fusion",
         "Which one to save. fusion: a small network that learns the best combination; stacking: learned weights; "
         "bayesian_average: weights by how likely each member makes the judgments; worst_case and uncertainty_weighted "
-        "guard against what one member overrates. By hand: weighted_mean, and constrained, the mean of the others as "
-        "long as one member reaches a floor.",
+        "guard against what one member overrates. By hand: weighted_mean; chebyshev, the member that falls shortest, "
+        "by weights; and constrained, the mean of the others as long as one member reaches a floor.",
         choices=(*COMBINING, *BY_HAND),
     )
     incumbent: str = option("", "The reward that is in use now, to be compared with on the same judgments.")
@@ -281,7 +281,9 @@ class CombineConfig(RunConfig):
     )
     penalty: float = option(0.5, "Of uncertainty_weighted: what a unit of the members' variance costs.", minimum=0)
     weights: str = option(
-        "", "Of weighted_mean: a number for each member in their order, separated by commas; below zero to take off."
+        "",
+        "Of weighted_mean and chebyshev: a number for each member in their order, separated by commas. Of the former "
+        "it may be below zero, to take off.",
     )
     constraint: int = option(0, "Of constrained: which member must reach the floor, counted from 1.", minimum=0)
     floor: float = option(0.0, "Of constrained: how much of it is enough, in deviations from its mean.")
@@ -300,8 +302,10 @@ class CombineConfig(RunConfig):
         if self.num_folds == 1:
             raise ConfigError("num_folds: 1 leaves nothing to fit on; take 0, or 2 or more")
         num_members = len(split_names(self.members))
-        if self.method == "weighted_mean" and len(self.member_weights) != num_members:
+        if self.method in {"weighted_mean", "chebyshev"} and len(self.member_weights) != num_members:
             raise ConfigError(f"weights: {len(self.member_weights)} numbers for {num_members} members")
+        if self.method == "chebyshev" and min(self.member_weights) <= 0:
+            raise ConfigError("weights: of chebyshev are above zero")
         if self.method == "constrained" and not 1 <= self.constraint <= num_members:
             raise ConfigError(f"constraint: {self.constraint} is none of the {num_members} members")
 
