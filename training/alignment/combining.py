@@ -70,7 +70,7 @@ def combine(config: CombineConfig, run_dir: RunDir, stop: StopFlag) -> dict[str,
     accelerator = join_processes()
     incumbent = run_dir.locate(config.incumbent)
     everyone = [*paths, *([incumbent] if incumbent and incumbent not in paths else [])]
-    rankings, num_left_out = _rankings(config, run_dir, everyone)
+    rankings, num_left_out = _rankings(config, run_dir, paths, incumbent)
     cache = score_cache() or ScoreCache(run_dir.path / "scores.sqlite3")
     digests: list[str] = []
     columns: list[list[list[float]]] = []
@@ -118,20 +118,35 @@ class _Named:
 # What there is to learn from
 
 
-def _rankings(config: CombineConfig, run_dir: RunDir, paths: Sequence[str]) -> tuple[list[RankedResponses], int]:
-    """Judged rankings of both splits that no member was trained on, and how many were left out for that."""
+def _rankings(
+    config: CombineConfig, run_dir: RunDir, paths: Sequence[str], incumbent: str
+) -> tuple[list[RankedResponses], int]:
+    """Judged rankings of both splits that no member was trained on, and how many were left out for that.
+
+    The incumbent is only measured: what is fitted on may well be what it, too, was fitted on.
+    """
     splits = {VALIDATION, TEST}
     path = run_dir.resolve(config.preferences)
     told = [one for one in read_rankings(path) if one.split in splits and one.aspect == config.aspect]
     decided = [ranked for ranked in told if ranked.is_decided]
     seen = set[str]().union(*(trained_on(Path(path)) for path in paths))
-    kept = [ranked for ranked in decided if prompt_digest(ranked) not in seen]
+    only_fitted_on = trained_on(Path(incumbent)) - seen if incumbent else set[str]()
+    kept = [
+        ranked
+        for ranked in decided
+        if (digest := prompt_digest(ranked)) not in seen
+        and not (digest in only_fitted_on and (config.num_folds or ranked.split == TEST))
+    ]
     present = {ranked.split for ranked in kept}
     wanted = splits if not config.num_folds else present or splits
     if missing := sorted(wanted - present):
         raise ConfigError(
             f"preferences: no decided judgment of aspect {config.aspect} is left in the {' and '.join(missing)} split"
-            + (f"; {len(decided) - len(kept)} are on prompts that a member was trained on" if decided else "")
+            + (
+                f"; {len(decided) - len(kept)} are on prompts that a member or the incumbent was trained on"
+                if decided
+                else ""
+            )
         )
     return kept, len(decided) - len(kept)
 
@@ -194,7 +209,7 @@ class _Combining:
         self.gate_features: PromptFeatures | None = None
         features = None
         if config.has_gate:
-            self.gate_features = PromptFeatures(encoder or None)
+            self.gate_features = PromptFeatures(encoder)
             features = self.gate_features([ranked.prompt for ranked in rankings])
         self.standardisation = Standardisation.fit(self._reference(np.ones(len(rankings), dtype=bool)))
         self.judged = JudgedScores(

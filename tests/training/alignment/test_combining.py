@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from tests.training.alignment.material import StopAt, write_rankings
 from tests.training.reports import gains, make_combination, names_of
 from training.alignment.combiner import Combiner
-from training.alignment.combining import combine, prompt_digest, trained_on
+from training.alignment.combining import _rankings, combine, prompt_digest, trained_on
 from training.alignment.config import COMBINING, CombineConfig, ConfigError, EvaluateConfig
 from training.alignment.evaluation import evaluate
 from training.alignment.member_config import FormatRule, LengthRule, RepetitionRule, write_member
@@ -105,6 +106,23 @@ def test_the_incumbent_is_compared_on_the_same_pairs(finished, reward_model_fold
     assert against["num_pairs"] == read_report(finished[0])["num_test"]["pairs"]
     low, high = against["log_loss_gain"]["interval"]
     assert low <= against["log_loss_gain"]["value"] <= high
+
+
+@pytest.mark.parametrize(("num_folds", "splits"), [(0, ["validation", "test"]), (5, ["test"])])
+def test_what_the_incumbent_was_fitted_on_is_fitted_on_again_and_not_measured_on(
+    finished, config, preferences, num_folds, splits
+):
+    """A combination that is in use was fitted on the validation split; the next one is held against it on the other."""
+    model = str(finished[0].model)
+    decided = Counter(ranked.split for ranked in read_rankings(preferences) if ranked.is_decided)
+    members = config.members.split(", ")[1:]
+
+    kept, num_left_out = _rankings(dataclasses.replace(config, num_folds=num_folds), finished[0], members, model)
+
+    assert Counter(ranked.split for ranked in kept) == {split: decided[split] for split in splits}
+    assert num_left_out == decided.total() - len(kept)
+    with pytest.raises(ConfigError, match=f"left in the validation split; {decided['validation']} are on prompts"):
+        _rankings(config, finished[0], [*members, model], "")
 
 
 def test_what_is_saved_scores_as_what_was_measured_and_is_calibrated(finished, preferences):
@@ -235,6 +253,7 @@ def test_what_cannot_be_combined_is_said(config, tmp_path, changes, message):
         ({"method": "weighted_mean", "weights": "1, 2"}, "weights: 2 numbers for 4 members"),
         ({"method": "weighted_mean", "weights": "1, 2, x, 3"}, "weights: '1, 2, x, 3' are not numbers"),
         ({"method": "weighted_mean", "weights": "0, 0, 0, 0"}, "weights: are not all finite, or are all zero"),
+        ({"method": "chebyshev", "weights": "1, 2, 3, 0"}, "weights: of chebyshev are above zero"),
         ({"method": "constrained", "constraint": 5}, "constraint: 5 is none of the 4 members"),
         ({"num_folds": 1}, "num_folds: 1 leaves nothing to fit on"),
     ],
@@ -249,6 +268,7 @@ def test_what_is_set_by_hand_must_fit_the_members(config, changes, message):
     "changes",
     [
         {"method": "weighted_mean", "weights": "2, 1, -0.5, 0"},
+        {"method": "chebyshev", "weights": "2, 1, 1, 1"},
         {"method": "constrained", "constraint": 2, "floor": 0.5},
         {"method": "rank_aggregate"},
         {"method": "fusion"},
