@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,9 +105,9 @@ def preview(run: TrainingRun) -> Preview:
     """What a run asked its judge, as far as it has got. Any part of what it left may be missing."""
     rows, told = _rows(run.run_dir / PROMPTS), {str(one.get("id")): one for one in _list(run.run_dir / PREVIEW)}
     config = member_of(run)
-    judgments = _judgments([int(row["id"]) for row in rows], config.aspect if config else OVERALL)
+    judged = _judged([int(row["id"]) for row in rows], config.aspect if config else OVERALL)
     shown = [
-        shown_comparison(number, row, told.get(row["id"], {}), judgments.get(int(row["id"]), []))
+        shown_comparison(number, row, told.get(row["id"], {}), judged.get(int(row["id"]), Judged()))
         for number, row in enumerate(rows, start=1)
     ]
     return Preview(run, config, shown, run.error)
@@ -136,31 +136,51 @@ def _list(path: Path) -> list[dict[str, Any]]:
         return []
 
 
-def _judgments(comparisons: Sequence[int], aspect: str) -> dict[int, list[list[list[int]]]]:
-    """Rankings by comparison: groups of response ids, the best first."""
-    found: dict[int, list[list[list[int]]]] = {}
-    judged = Judgment.objects.filter(comparison__in=comparisons, aspect=aspect).order_by("pk")
-    for pk, ranking in judged.values_list("comparison", "ranking"):
-        found.setdefault(pk, []).append(ranking)
-    return found
+@dataclass(frozen=True)
+class Judged:
+    """What people said of a comparison: rankings as groups of response ids, the best first."""
+
+    rankings: Sequence[Sequence[Sequence[int]]] = ()
+    of: str = ""
+    """What they judged, where it is not what the judge is asked about."""
+
+    def said(self, response: int, among: Collection[int]) -> str:
+        if not self.rankings:
+            return "not judged yet"
+        number = f"first in {self.num_first(response, among)} of {len(self.rankings)} judgments"
+        return f"{number} ({self.of})" if self.of else number
+
+    def num_first(self, response: int, among: Collection[int]) -> int:
+        """How often it came first; what an annotator wrote instead is not among the responses, and left out."""
+        bests = (next((group for group in ranking if set(group) & set(among)), ()) for ranking in self.rankings)
+        return sum(response in best for best in bests)
 
 
-def shown_comparison(
-    number: int, row: dict[str, Any], told: dict[str, Any], rankings: list[list[list[int]]]
-) -> ShownComparison:
+def _judged(comparisons: Sequence[int], aspect: str) -> dict[int, Judged]:
+    """By comparison, judgments of the aspect; where there are none, overall ones."""
+    found: dict[tuple[int, str], list[Any]] = {}
+    judged = Judgment.objects.filter(comparison__in=comparisons, aspect__in=(aspect, OVERALL)).order_by("pk")
+    for pk, judged_aspect, ranking in judged.values_list("comparison", "aspect", "ranking"):
+        found.setdefault((pk, judged_aspect), []).append(ranking)
+    overall = {pk: Judged(own, OVERALL) for (pk, of), own in found.items() if of == OVERALL}
+    return overall | {pk: Judged(own) for (pk, of), own in found.items() if of == aspect}
+
+
+def shown_comparison(number: int, row: dict[str, Any], told: dict[str, Any], judged: Judged) -> ShownComparison:
     letters = [letter_of(place) for place in range(len(row["responses"]))]
     scores = _scores(told, len(letters))
     best = max((score for score in scores if score is not None), default=None)
-    liked = [_num_first(rankings, response["id"]) for response in row["responses"]]
+    ids = [response["id"] for response in row["responses"]]
+    liked = [judged.num_first(response, ids) for response in ids]
     responses = [
         ShownResponse(
             letter,
             response["content"][:MAX_SHOWN],
             score="" if score is None else f"{score:.3g}",
             is_best=score is not None and score == best,
-            said=f"put first by {count} of {len(rankings)} annotators" if rankings else "not judged yet",
+            said=judged.said(response["id"], ids),
         )
-        for letter, response, score, count in zip(letters, row["responses"], scores, liked, strict=True)
+        for letter, response, score in zip(letters, row["responses"], scores, strict=True)
     ]
     return ShownComparison(
         number,
@@ -181,10 +201,6 @@ def _scores(told: dict[str, Any], number: int) -> list[float | None]:
     scores = told.get("scores")
     found = [one if is_number(one) else None for one in scores] if isinstance(scores, list) else []
     return (found + [None] * number)[:number]
-
-
-def _num_first(rankings: list[list[list[int]]], response: int) -> int:
-    return sum(bool(ranking) and response in ranking[0] for ranking in rankings)
 
 
 def _verdict(letters: Sequence[str], scores: Sequence[float | None], liked: Sequence[int]) -> str:
@@ -212,7 +228,10 @@ def _and(letters: Sequence[str]) -> str:
 
 
 def _question(told: dict[str, Any], letters: Sequence[str]) -> ShownQuestion:
-    places = [one for one in told.get("responses", []) if isinstance(one, int) and 0 <= one < len(letters)]
+    listed = told.get("responses")
+    places = [
+        one for one in (listed if isinstance(listed, list) else []) if isinstance(one, int) and 0 <= one < len(letters)
+    ]
     named = [letters[place] for place in places]
     value, failure = told.get("value"), told.get("failure")
     return ShownQuestion(

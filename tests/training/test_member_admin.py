@@ -7,7 +7,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from annotate.models import Aspect
+from annotate.models import Aspect, Judgment
 from tests.factories import make_comparison, make_judgment, make_project
 from tests.training.factories import make_finished_run, make_preference_set, make_staff
 from tests.training.test_admin import inline, make_viewer, run_url, start_url
@@ -385,7 +385,7 @@ def test_preview_shows_what_the_judge_is_sent_and_answers_beside_what_people_sai
     assert (first.score, first.is_best, first.said, shown.seconds) == (
         "9",
         True,
-        "put first by 1 of 1 annotators",
+        "first in 1 of 1 judgments",
         "0.25 s",
     )
     assert shown.verdict == "The judge puts A first, as annotators most often do."
@@ -411,7 +411,33 @@ def test_preview_shows_what_the_judge_is_sent_and_answers_beside_what_people_sai
 )
 def test_preview_holds_the_judge_against_annotators(scores, rankings, verdict):
     row = {"id": "7", "prompt": [], "responses": [{"id": 1, "content": "x"}, {"id": 2, "content": "y"}]}
-    assert previews.shown_comparison(1, row, {"scores": scores}, rankings).verdict == verdict
+    assert previews.shown_comparison(1, row, {"scores": scores}, previews.Judged(rankings)).verdict == verdict
+
+
+def test_preview_counts_how_often_people_put_a_response_first():
+    written_instead, ranked = [[9], [1], [2]], [[2], [1]]
+    judged = previews.Judged([written_instead, ranked, [[1, 2]], []])
+    assert [judged.said(response, [1, 2]) for response in (1, 2)] == ["first in 2 of 4 judgments"] * 2
+    assert previews.Judged().said(1, [1, 2]) == "not judged yet"
+
+
+def test_preview_shows_overall_judgments_where_none_is_of_the_aspect(staff: Client):
+    project = make_judged()
+    press_preview(staff, project, aspect="harmlessness")
+    run = TrainingRun.objects.get()
+    services.execute_run(run_id=run.pk)
+
+    def said():
+        return [one.said for one in previews.preview(run).comparisons[0].responses]
+
+    assert said() == ["first in 1 of 1 judgments (overall)", "first in 0 of 1 judgments (overall)"]
+    overall = Judgment.objects.get()
+    Judgment.objects.create(
+        **{name: getattr(overall, name) for name in ("comparison", "project", "annotator", "source")},
+        aspect="harmlessness",
+        ranking=overall.ranking[::-1],
+    )
+    assert said() == ["first in 0 of 1 judgments", "first in 1 of 1 judgments"]
 
 
 def test_preview_escapes_texts_of_every_kind(staff: Client):
