@@ -85,7 +85,7 @@ def loss_ticks(scale: Scale, coin: float) -> list[Tick]:
 
 def scale_of_gains(ranges: Iterable[Range]) -> Scale:
     """An axis of differences with nothing in its middle, as far to both sides as they go."""
-    far = max((abs(end) for one in ranges for end in one.ends), default=0.0) or SMALLEST_GAIN
+    far = max([SMALLEST_GAIN, *(abs(end) for one in ranges for end in one.ends)])
     return Scale(-far, far)
 
 

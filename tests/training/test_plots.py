@@ -1,5 +1,6 @@
 import pytest
 
+from training import plots
 from training.plots import (
     Axes,
     Dot,
@@ -68,3 +69,20 @@ def test_ticks_leave_room_for_each_other():
     assert tenths(Scale(0.0, 1.0)) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert thinned([1, 2, 4]) == [1, 2, 4]
     assert thinned([1, 2, 4, 8, 16, 32, 64, 128]) == [2, 8, 32, 128]
+
+
+def test_axis_of_gains_has_nothing_in_its_middle():
+    scale = plots.scale_of_gains([Range(0.02, -0.01, 0.05), Range(-0.02)])
+    assert scale == Scale(-0.05, 0.05)
+    assert plots.gain_ticks(scale, in_points=True) == [
+        Tick("1.00%", "-5.0"),
+        Tick("50.00%", "0"),
+        Tick("99.00%", "+5.0"),
+    ]
+    assert plots.scale_of_gains([]) == plots.scale_of_gains([Range(0.0, -0.0002, 0.0)]) == Scale(-0.001, 0.001)
+
+
+def test_axis_of_losses_names_a_coin_and_the_ends_that_are_far_from_it():
+    assert [tick.text for tick in plots.loss_ticks(Scale(0.3, 1.1), 0.69)] == ["0.3", "coin", "1.1"]
+    assert [tick.text for tick in plots.loss_ticks(Scale(0.3, 0.7), 0.69)] == ["0.3", "coin"]
+    assert [tick.text for tick in plots.loss_ticks(Scale(0.6, 1.1), 0.69)] == ["coin", "1.1"]
