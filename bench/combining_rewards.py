@@ -5,7 +5,8 @@ Members are trained on a source's train file only:
     minilm, llama    as `reward_model_accuracy` trained and kept them, from whatever seeds it did
     words, half      Bradley-Terry on bags of words, of the whole train file and of half of its prompts
     characters       the same on three to five neighbouring characters, hashed
-    embedding        a linear reward on frozen MiniLM embeddings of the response, and of it times the prompt's
+    embedding        a linear reward on frozen MiniLM embeddings of the response, and of it times the prompt's; not of
+                     the two sources that would take long
     overlap          the share of the response's words that stand in the prompt
     longer           the longer response wins
     gpt4             of mtbench_human, GPT-4's own verdict on each pair
@@ -47,6 +48,7 @@ SOURCES = ("hh_harmless", "hh_helpful", "mtbench_human", "ukpconvarg", "alpaca_e
 RULES = ("mean", "median", "worst_case", "uncertainty_weighted")
 METHODS = (*RULES, "bayesian_average", "stacking", "fusion")
 FOLDER = HOME / "bench" / "combining_rewards"
+LONG = {"hh_helpful", "alpaca_eval"}  # embedding them takes two cores a good part of an hour
 NUM_SEEDS, NUM_FOLDS, MOST_SEEDS = 3, 5, 5
 PENALTY = 0.5  # of the variance between members
 NUM_BUCKETS = 4096
@@ -99,9 +101,12 @@ def _makers(source: str) -> dict[str, Callable[[Material], Scores]]:
         "words": _words,
         "half": _half,
         "characters": _characters,
-        "embedding": _embedding,
     }
-    return makers | ({"gpt4": _gpt4} if source == "mtbench_human" else {})
+    if source not in LONG:
+        makers["embedding"] = _embedding
+    if source == "mtbench_human":
+        makers["gpt4"] = _gpt4
+    return makers
 
 
 def _kept(source: str, name: str, make: Callable[[Material], Scores], material: Material) -> Scores:

@@ -29,7 +29,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -48,9 +48,9 @@ from training.alignment.losses import ranking_loss
 CONFIG, WEIGHTS = "fusion.json", "fusion.safetensors"
 PULLS = tuple(10.0**power for power in np.arange(1.5, -1.1, -0.5))
 NUM_FOLDS = 5
-MANY = 2000  # rankings: of so many one fold tells what is best, and folds in turn would only take longer
+MANY = 2000  # prompts: of so many one fold tells what is best, and folds in turn would only take longer
 MAX_FEATURE = 5.0  # deviations: a prompt unlike all known ones is gated as the unlikeliest of these
-MIN_STRENGTH = 30.0  # of a pull times the number of prompts: folds of few cannot tell what a weaker one does
+MIN_STRENGTH = 30.0  # of a pull times the number of judgments: folds of few cannot tell what a weaker one does
 SCALE_SPREAD = 1.5  # of the prior of log_odds' logarithm about 0: two judgments must not make it infinite
 SCALES = (-7.0, 7.0)
 GAIN_SPREAD = 0.5  # of the same about the mean's, while fitting: what is learned by heart must not count for being sure
@@ -328,12 +328,11 @@ def _choose(judged: JudgedScores, config: FusionConfig) -> tuple[_Choice, float]
     prompts, places = np.unique(judged.prompts, return_inverse=True)
     if len(prompts) < 2:
         return _Choice(), _best_scale(_Data.of(judged), torch.from_numpy(ensemble.mean(judged.scores)).nan_to_num(0))[0]
-    config = replace(config, pulls=_strong(config.pulls, len(prompts)))
     num_folds = min(config.num_folds, len(prompts))
     folds = (np.random.default_rng([config.seed, len(prompts)]).permutation(len(prompts)) % num_folds)[places]
-    if len(judged) >= MANY:
+    if len(prompts) >= MANY:
         folds = np.where(folds == 0, 0, -1)
-    data = _Data.of(judged.select(folds >= 0))
+    data, held_out = _Data.of(judged.select(folds >= 0)), np.unique(places[folds >= 0], return_inverse=True)[1]
     scales: dict[_Choice, float] = {}
     losses: dict[_Choice, Floats] = {}
     for choice, combined in _held_out_scores(judged, folds, config).items():
@@ -342,15 +341,16 @@ def _choose(judged: JudgedScores, config: FusionConfig) -> tuple[_Choice, float]
     for has_gate in (False, True):
         rivals = [choice for choice in losses if choice.has_gate == has_gate]
         best = min(rivals, key=lambda choice: losses[choice].sum(), default=chosen)
-        gains = np.bincount(places[folds >= 0], losses[chosen] - losses[best])
+        gains = np.bincount(held_out, losses[chosen] - losses[best])
         if gains.sum() > config.caution * math.sqrt(len(gains)) * gains.std():
             chosen = best
     return chosen, scales[chosen]
 
 
-def _strong(pulls: Sequence[float], num_prompts: int) -> tuple[float, ...]:
-    """Those that few prompts do not rule out; the strongest in any case."""
-    return tuple(pull for pull in pulls if pull * num_prompts >= MIN_STRENGTH or pull == max(pulls))
+def _weakest_pull(judged: JudgedScores, config: FusionConfig, has_gate: bool) -> float:
+    """Of those that so few prompts, or without a gate so few rankings, do not rule out."""
+    number = len(np.unique(judged.prompts)) if has_gate else len(judged)
+    return min((pull for pull in config.pulls if pull * number >= MIN_STRENGTH), default=max(config.pulls))
 
 
 def _held_out_scores(judged: JudgedScores, folds: Ints, config: FusionConfig) -> dict[_Choice, Tensor]:
@@ -360,7 +360,8 @@ def _held_out_scores(judged: JudgedScores, folds: Ints, config: FusionConfig) ->
         fitted, held_out = _Data.of(judged.select(folds != fold)), _Data.of(judged.select(folds == fold))
         is_held_out = torch.from_numpy(folds == fold)
         for has_gate in {False, config.has_gate and judged.features is not None}:
-            for choice, network in _fits(judged, fitted, config, _Choice(min(config.pulls), has_gate)):
+            last = _Choice(_weakest_pull(judged, config, has_gate), has_gate)
+            for choice, network in _fits(judged, fitted, config, last):
                 scores = found.setdefault(choice, torch.zeros(judged.groups.shape, dtype=torch.float64))
                 with torch.no_grad():
                     scores[is_held_out] = held_out.combined(network)
