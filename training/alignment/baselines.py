@@ -143,6 +143,11 @@ def load(config: MemberConfig, folder: Path, device: Any = None, cache: Any = No
     return WordReward(vocabulary, weights, told["penalty"], config.aspect, frozenset(told["prompts"]))
 
 
+def learned_prompts(folder: Path) -> set[str]:
+    """SHA-256 of each prompt that the words in a member's folder have learned from."""
+    return set(json.loads((folder / WORDS).read_text(encoding="utf-8"))["prompts"])
+
+
 @dataclass(frozen=True)
 class _Differences:
     """Of each ordered pair, what the better response has more of."""

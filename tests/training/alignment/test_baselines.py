@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 from scipy.special import log_expit
 
 from training.alignment import baselines
-from training.alignment.baselines import WordReward, longer_wins
+from training.alignment.baselines import WordReward, learned_prompts, longer_wins
 from training.alignment.config import ConfigError
 from training.alignment.evaluation import pairwise_accuracy
 from training.alignment.preferences import PromptedResponses, RankedResponses, prompt_key
@@ -136,6 +136,7 @@ def test_words_are_saved_and_loaded_as_a_member(tmp_path):
     assert (loaded.digest, loaded.aspects, loaded.is_listwise) == (model.digest, ("kitchen",), False)
     assert loaded.log_odds() == 1.0
     assert loaded.prompts == {sha256(prompt_key(one.prompt).encode()).hexdigest() for one in rankings}
+    assert learned_prompts(tmp_path / "words") == loaded.prompts
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["member.json", "weights.safetensors", "words.json"]
     assert [path.name for path in tmp_path.rglob("left over")] == []
 
