@@ -165,15 +165,26 @@ class Cached:
             for key, text in zip(own, one.responses, strict=True)
         }
         known = self.cache.get(list(wanted))
-        if unknown := {key: one for key, one in wanted.items() if key not in known}:
-            answers = self.reward.score_prompts(list(unknown.values()), aspect)
-            computed = {
-                key: (answer.scores[0], float(answer.num_truncated))
-                for key, answer in zip(unknown, answers, strict=True)
-            }
+        if unknown := [one for key, one in wanted.items() if key not in known]:
+            computed = self._compute(unknown, aspect)
             self.cache.put(computed)
             known |= computed
         return [Scored([known[key][0] for key in own], sum(round(known[key][1]) for key in own)) for own in keys]
+
+    def _compute(self, asked: Sequence[PromptedResponses], aspect: str | None) -> dict[bytes, Value]:
+        """What the reward answers about single responses; of all aspects, where it computes them together."""
+        together = getattr(self.reward, "score_aspects", None)
+        if together is None or aspect not in self.aspects:
+            names: list[str | None] = [aspect] * len(asked)
+            answers = self.reward.score_prompts(asked, aspect)
+        else:
+            names = [name for name in self.aspects for _ in asked]
+            asked = [*asked] * len(self.aspects)
+            answers = together(asked, names)
+        return {
+            self._key(one, one.responses[0], name): (answer.scores[0], float(answer.num_truncated))
+            for one, name, answer in zip(asked, names, answers, strict=True)
+        }
 
     def _key(self, prompted: PromptedResponses, response: str, aspect: str | None) -> bytes:
         """A reward of one aspect judges by it whatever it is asked for."""

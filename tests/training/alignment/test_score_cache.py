@@ -322,6 +322,33 @@ def test_rewards_and_their_aspects_are_told_apart(cache):
         assert [aspect for *_, aspect in lengths.asked] == [None, "helpful", "harmless"]
 
 
+@dataclass
+class Heads(Lengths):
+    """Computes all aspects together, as a reward model with several heads does."""
+
+    aspects: tuple[str, ...] = ("helpful", "harmless")
+
+    def score_aspects(self, prompts, aspects):
+        signs = {"helpful": 1.0, "harmless": -1.0}
+        found = [self.score_prompts([one], aspect)[0] for one, aspect in zip(prompts, aspects, strict=True)]
+        return [
+            Scored([signs[aspect] * score for score in one.scores], one.num_truncated)
+            for one, aspect in zip(found, aspects, strict=True)
+        ]
+
+
+def test_aspects_that_are_computed_together_are_kept_together(cache):
+    heads = Heads()
+    cached = Cached(heads, cache)
+
+    assert cached.score_prompts([prompted("a", "one", "sixteen")], "harmless") == [Scored([-3.0, -7.0], 1)]
+    assert len(heads.asked) == 4
+    assert cached.score_prompts([prompted("a", "sixteen", "one")], "helpful") == [Scored([7.0, 3.0], 1)]
+    assert len(heads.asked) == 4
+    assert cached.score_prompts([prompted("a", "one")]) == [Scored([3.0])]  # by the head that the reward prefers
+    assert [aspect for *_, aspect in heads.asked] == ["helpful", "helpful", "harmless", "harmless", None]
+
+
 def test_a_reward_of_one_aspect_is_asked_once_whatever_for(cache):
     lengths = Lengths()
     for aspect in (None, "overall", "harmless"):
