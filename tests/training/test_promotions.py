@@ -1,4 +1,6 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 from django.db import IntegrityError, connection, transaction
@@ -342,6 +344,30 @@ def test_whoever_loses_the_race_is_told_in_words(preference_set, in_use, monkeyp
 
     with pytest.raises(CannotPromote, match="Somebody else has just promoted another reward model of cooking"):
         promotion_services.promote(run=run, previous=in_use.pk)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_two_people_who_promote_at_once_one_is_refused(preference_set, in_use):
+    runs = [make_reward(preference_set, name=name) for name in ("first", "second")]
+    for run in runs:
+        evaluate(preference_set, run, in_use.run)
+    together = Barrier(len(runs))
+
+    def promote(run):
+        try:
+            together.wait()
+            return promotion_services.promote(run=run, previous=in_use.pk).run.name
+        except CannotPromote as error:
+            return str(error)
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor() as threads:
+        said = sorted(threads.map(promote, runs))
+
+    assert said[0].startswith(("The current reward model of cooking is another", "Somebody else has just promoted"))
+    assert said[1] == promotion_queries.current(preference_set.project).run.name
+    assert Promotion.objects.count() == 2
 
 
 # What is kept
