@@ -8,6 +8,8 @@ HOST, PORT       where the web server listens                 (default: 127.0.0.
 ALLOWED_HOSTS    further host names, separated by commas
 PLUMBLINE_HTTPS  1 behind a TLS proxy: secure cookies, HSTS   (default: 0)
 PLUMBLINE_DEMO   0: a first start without the demonstration   (default: 1; training/management/commands/prepare.py)
+PLUMBLINE_JUDGE_KEYS  variables whose values judges' servers may get, separated by commas
+                                                              (default: OPENAI_API_KEY; training/reward_folders.py)
 IMPORT_MAX_MB    largest file that the web server imports     (default: 2048)
 WEB_CONCURRENCY  processes of the web server                  (default: 2; config/gunicorn.py)
 """
@@ -200,6 +202,9 @@ LOGGING = {
 RUNS_DIR = HOME / "runs"
 PREFERENCE_SETS_DIR = HOME / "preference_sets"
 MEMBERS_DIR = HOME / "members"
+JUDGE_KEYS = {
+    name.strip() for name in os.environ.get("PLUMBLINE_JUDGE_KEYS", "OPENAI_API_KEY").split(",") if name.strip()
+}
 SCORE_CACHE = HOME / "scores.sqlite3"  # what members have scored, for all runs
 RUN_HEARTBEAT_SECONDS = 2
 RUN_STALE_SECONDS = 30

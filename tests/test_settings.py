@@ -43,6 +43,11 @@ def test_without_variables_everything_is_embedded(tmp_path):
     assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
 
 
+def test_a_variable_names_the_keys_that_judges_may_get(tmp_path):
+    assert settings(tmp_path, "JUDGE_KEYS") == {"JUDGE_KEYS": "{'OPENAI_API_KEY'}"}
+    assert settings(tmp_path, "JUDGE_KEYS", PLUMBLINE_JUDGE_KEYS=" A_KEY,")["JUDGE_KEYS"] == "{'A_KEY'}"
+
+
 def test_variables_name_a_database_and_a_redis(tmp_path):
     urls = {"DATABASE_URL": "postgresql://me:word@db:5433/plumb", "REDIS_URL": "redis://:word@queue:6380/2"}
     found = settings(tmp_path, "DATABASES", "CELERY_BROKER_URL", **urls)

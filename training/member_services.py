@@ -23,7 +23,7 @@ from training.alignment.member_config import (
 )
 from training.models import Member, TrainingRun
 from training.references import POLICY, WEIGHTS
-from training.reward_folders import is_key_name
+from training.reward_folders import is_judge_key
 
 User = AbstractBaseUser | AnonymousUser | None
 MODELS = {
@@ -76,9 +76,9 @@ def member_config(*, kind: str, values: dict[str, Any], user: User = None) -> Me
     config = member_from_dict({**values, "kind": kind})
     if len(config.aspect) > 100:
         raise ConfigError("aspect: has 1 to 100 characters")
-    if isinstance(config, ServedJudgeMember) and not is_key_name(config.key_variable):
+    if isinstance(config, ServedJudgeMember) and not is_judge_key(config.key_variable):
         raise ConfigError(
-            "key_variable: is the name of an environment variable that ends in _KEY or _TOKEN; never the key itself"
+            "key_variable: is the name of an environment variable that PLUMBLINE_JUDGE_KEYS names; never the key itself"
         )
     models = {
         field: references.resolve_name(field, str(getattr(config, field)).strip(), taken, user)

@@ -2,10 +2,11 @@
 
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from django.conf import settings
 
 from training.alignment.config import ConfigError, RunConfig, split_names
 from training.alignment.member_config import MEMBER, ServedJudgeMember, read_member
@@ -15,12 +16,12 @@ REWARD_FIELDS = (
     *("reward_model", "held_out_reward_model", "other_reward_model", "reward_models", "members", "incumbent"),
     "member",
 )  # of configurations: they name one reward, or several separated by commas
-KEY_NAME = re.compile(r"(?!.*SECRET)[A-Z][A-Z0-9_]*_(KEY|TOKEN)")
 
 
-def is_key_name(name: str) -> bool:
-    """Whether an environment variable may be handed to a judge's server: none of ours, and no password of others."""
-    return bool(KEY_NAME.fullmatch(name))
+def is_judge_key(name: str) -> bool:
+    """Whether an environment variable may be sent to a judge's server: whoever runs Plumbline says which, since
+    whoever registers a judge says where its server is."""
+    return name in settings.JUDGE_KEYS
 
 
 def rewards_of(config: RunConfig) -> list[str]:
@@ -37,7 +38,7 @@ def key_variables(rewards: Iterable[str], folder: Path) -> set[str]:
     """
     members = (_described(path) for path in _with_parts(rewards, folder))
     names = {member.key_variable for member in members if isinstance(member, ServedJudgeMember)}
-    return {name for name in names if is_key_name(name)}
+    return {name for name in names if is_judge_key(name)}
 
 
 def parts_of(folder: Path) -> list[str]:

@@ -18,6 +18,11 @@ KEY = "sk-very-secret-0123456789"
 SERVED = {"base_url": "http://127.0.0.1:1/v1", "model": "judge", "key_variable": "TEST_API_KEY"}
 
 
+@pytest.fixture(autouse=True)
+def judge_keys(settings) -> None:
+    settings.JUDGE_KEYS = {"TEST_API_KEY"}
+
+
 def make_member(kind: str = "length", name: str = "short", **values) -> Member:
     fields = {name: values.pop(name) for name in ("project", "user") if name in values}
     return member_services.create_member(kind=kind, name=name, values=values, **fields)
@@ -119,6 +124,8 @@ def test_retire_member_and_bring_it_back():
         "DATABASE_URL",
         "PGPASSWORD",
         "DJANGO_SECRET_KEY",
+        "HF_TOKEN",
+        "FIELD_ENCRYPTION_KEY",
     ],
 )
 def test_create_member_takes_the_name_of_a_key_and_no_key(value, tmp_path):
@@ -154,9 +161,10 @@ def keys_of(run: TrainingRun) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.endswith("_KEY")}
 
 
-def test_a_folder_that_names_another_secret_does_not_get_it(monkeypatch, tmp_path):
-    monkeypatch.setenv("SECRET_KEY", KEY)
-    told = {"kind": "served_judge", **SERVED, "key_variable": "SECRET_KEY"}
+@pytest.mark.parametrize("name", ["SECRET_KEY", "FIELD_ENCRYPTION_KEY", "OPENAI_API_KEY"])
+def test_a_folder_that_names_another_secret_does_not_get_it(monkeypatch, tmp_path, name):
+    monkeypatch.setenv(name, KEY)
+    told = {"kind": "served_judge", **SERVED, "key_variable": name}
     (tmp_path / "forged").mkdir()
     (tmp_path / "forged" / "member.json").write_text(json.dumps(told))
     values = {"reward_models": f"{tmp_path / 'forged'}, org/other"}
