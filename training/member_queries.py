@@ -181,12 +181,13 @@ def _measured(reward: Reward, measured: dict[str, Measured]) -> Measured | None:
 
 
 def measurements(user: Any) -> dict[str, Measured]:
-    """By a reward's folder, its newest accuracy on a test split."""
+    """By a reward's folder, its newest accuracy on a test split of whose prompts it learned from none, where told."""
     runs = TrainingRun.objects.for_user(user).filter(kind=Kind.EVALUATE, status=SUCCEEDED).order_by("-pk")
     found: dict[str, Measured] = {}
     for pk, name, config, result in runs.values_list("pk", "name", "config", "result")[:MAX_LOOKED_AT]:
         path = config.get("reward_model", "")
-        if config.get("split", HELD_OUT) == HELD_OUT and path not in found:
+        is_held_out = config.get("split", HELD_OUT) == HELD_OUT and not (result or {}).get("num_learned_prompts")
+        if is_held_out and path not in found:
             one = _measurement(pk, name, result)
             found |= {path: one} if one else {}
     return found

@@ -85,6 +85,16 @@ def test_list_shows_the_newest_accuracy_on_a_test_split(staff: Client):
     assert run_url("change", newest) in page.content.decode()
 
 
+def test_list_shows_no_accuracy_on_prompts_that_a_reward_has_learned_from(staff: Client):
+    member = make_member()
+    for accuracy, num_learned in ((0.6, None), (0.7, 0), (0.99, 3)):
+        run = evaluate(str(member.path), accuracy)
+        run.result |= {"num_learned_prompts": num_learned} if num_learned is not None else {}
+        run.save()
+    (entry,) = staff.get(LIST).context["found"].entries
+    assert entry.accuracy.text == "70.0% [65.0,\N{NO-BREAK SPACE}75.0]"
+
+
 def test_list_says_what_was_not_measured(staff: Client):
     make_member()
     make_finished_run(name="broken", result={"accuracy": "much", "interval": "wide"})
