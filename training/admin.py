@@ -1,5 +1,6 @@
 """Freeze, train, watch. Everything is shown read-only; buttons are views of their own that call services."""
 
+from dataclasses import fields
 from typing import Any
 
 from django.contrib import admin, messages
@@ -29,7 +30,7 @@ from training import (
 )
 from training.admin_pages import PageAdmin, get_or_post, is_id
 from training.alignment.config import CONFIGS
-from training.forms import BASIC_FIELDS, FreezeForm, RunForm
+from training.forms import FILE_FIELDS, FreezeForm, RunForm
 from training.member_admin import MemberAdmin
 from training.models import Member, PreferenceSet, Promotion, TrainingRun
 from training.promotion_admin import PromotionAdmin
@@ -51,11 +52,12 @@ admin.site.register(Member, MemberAdmin)
 admin.site.register(Promotion, PromotionAdmin)
 
 
-def _asked(request: HttpRequest, kind: str) -> dict[str, str]:
-    """What a link to the start page fills in: only what the page shows at first sight."""
-    numbers = {name: request.GET.get(name, "") for name in ("preference_set", "project")}
-    texts = {name: request.GET[name] for name in BASIC_FIELDS[kind] if name in request.GET}
-    return {**{name: value for name, value in numbers.items() if value.isdecimal()}, **texts}
+def _asked(request: HttpRequest, kind: str) -> dict[str, Any]:
+    """What a link to the start page fills in: what to work with, and settings; the page shows all of them."""
+    sources = {name: pk for name in ("preference_set", "project") if is_id(pk := request.GET.get(name, ""))}
+    given = {item: request.GET[item.name] for item in fields(CONFIGS[kind]) if item.name in request.GET}
+    settings = {item.name: value == "True" if item.type is bool else value for item, value in given.items()}
+    return {**sources, **{name: value for name, value in settings.items() if name not in FILE_FIELDS}}
 
 
 def _told_asked(asked: Asked) -> str:
@@ -97,7 +99,7 @@ class PreferenceSetAdmin(PageAdmin):
         """Freeze a project."""
         if not self.has_add_permission(request):
             raise PermissionDenied
-        initial = {"project": asked} if (asked := request.GET.get("project", "")).isdecimal() else {}
+        initial = {"project": asked} if is_id(asked := request.GET.get("project", "")) else {}
         form = FreezeForm(request.POST or None, user=request.user, initial=initial)
         if form.is_valid() and (frozen := form.freeze()):
             messages.success(request, f"Preference set {frozen} is frozen.")

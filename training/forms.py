@@ -8,6 +8,7 @@ from django import forms
 
 from annotate.models import Project
 from training import promotion_queries, queries, references, services
+from training.admin_pages import is_id
 from training.alignment.config import CONFIGS, ConfigError
 from training.models import PreferenceSet, TrainingRun
 
@@ -115,12 +116,16 @@ class RunForm(forms.Form):
         for item in dataclasses.fields(CONFIGS[kind]):
             if item.name in self.config_names:
                 self.fields[item.name] = config_field(item, user, references.MODEL_FIELDS.get(item.name))
+        is_certain = self.is_bound or self.source in self.initial or len(set(sets.values_list("project"))) == 1
         self.initial = {"key": uuid.uuid4(), "name": _next_name(kind), self.source: offered.first(), **self.initial}
-        self._offer_what_is_in_use()
+        if is_certain:  # else another project's set may be chosen yet
+            self._offer_what_is_in_use()
 
     def _offer_what_is_in_use(self) -> None:
         field = IN_USE_FIELDS.get(self.kind)
-        promotion = promotion_queries.current_for(self.initial["preference_set"], self.user) if field else None
+        value = self[self.source].value()
+        chosen = str(getattr(value, "pk", value))
+        promotion = promotion_queries.current_for(chosen, self.user) if field and is_id(chosen) else None
         if field and promotion:
             self.initial.setdefault(field, promotion_queries.written(promotion, self.user))
             in_use = f"{promotion.run} is the current reward model of {promotion.project}."
@@ -140,8 +145,10 @@ class RunForm(forms.Form):
         return {title: own for title, own in groups.items() if own}
 
     @property
-    def has_advanced_errors(self) -> bool:
-        return any(field.errors for own in self.advanced.values() for field in own)
+    def shows_advanced(self) -> bool:
+        """Whether something is wrong among the further settings, or a link has set one of them."""
+        further = [field for own in self.advanced.values() for field in own]
+        return any(field.errors or str(field.initial) != str(field.field.initial) for field in further)
 
     def start(self) -> TrainingRun | None:
         """The queued run; nothing, and an error on the form, if it cannot work."""

@@ -252,15 +252,38 @@ def test_start_page_opens_on_a_learning_curve_with_its_points(staff: Client):
     assert form["name"].value() == "learning-curve-1"
 
 
-def test_start_page_is_filled_in_by_a_link_as_far_as_it_shows_at_first_sight(staff: Client):
+def test_start_page_is_filled_in_by_a_link_and_shows_all_of_it(staff: Client):
     preference_set = make_preference_set()
     asked = {"reward_model": "one", "other_reward_model": "two", "split": "validation"}
     hidden = {"max_length": "16", "key": "x", "name": "mine"}
     query = {"preference_set": preference_set.pk, **asked, **hidden}
-    form = staff.get(start_url("evaluate"), query).context["form"]
+    response = staff.get(start_url("evaluate"), query)
+    form = response.context["form"]
     assert {name: form[name].value() for name in asked} == asked
-    assert (form["max_length"].value(), form["name"].value()) == (0, "evaluation-1")
+    assert (form["max_length"].value(), form["name"].value()) == ("16", "evaluation-1")
     assert form["other_reward_model"].field.required is False
+    assert "<details open>" in response.content.decode()
+    assert "<details open>" not in staff.get(start_url("evaluate"), asked).content.decode()
+
+
+def test_start_page_of_a_combination_is_filled_in_with_how_another_was_made(staff: Client):
+    make_preference_set()
+    asked = {"method": "uncertainty_weighted", "num_folds": "5", "penalty": "2", "has_gate": "False"}
+    response = staff.get(start_url("combine"), {**asked, "is_monotone": "True", "preferences": "/etc/passwd"})
+    form = response.context["form"]
+    assert {name: form[name].value() for name in asked} == {**asked, "has_gate": False}
+    assert form["is_monotone"].value() is True
+    assert "preferences" not in form.initial
+    assert "<details open>" in response.content.decode()
+
+
+def test_pages_take_no_number_that_is_none(staff: Client):
+    make_preference_set()
+    endless = "9" * 23
+    assert staff.get(start_url("combine"), {"preference_set": endless}).status_code == 200
+    assert staff.post(start_url("combine"), {"preference_set": endless}).status_code == 200
+    assert staff.get(start_url("score_comparisons"), {"project": endless}).status_code == 200
+    assert staff.get(reverse("admin:training_preferenceset_add"), {"project": endless}).status_code == 200
 
 
 @pytest.mark.parametrize("other", ["", "two"])

@@ -269,6 +269,15 @@ def test_start_page_offers_the_projects_current_reward_model(staff: Client, pref
     assert asked[field].value() == "newer"
 
 
+@pytest.mark.parametrize("kind", ["rejection_sampling", "combine"])
+def test_start_page_offers_no_reward_model_of_a_project_that_nobody_chose(staff: Client, preference_set, in_use, kind):
+    other, told = make_preference_set(), "is the current reward model of cooking."
+    for own, is_told in ((preference_set, True), (other, False)):
+        assert (told in staff.get(start_url(kind), {"preference_set": own.pk}).content.decode()) is is_told
+        assert (told in staff.post(start_url(kind), {"preference_set": own.pk}).content.decode()) is is_told
+    assert told not in staff.get(start_url(kind)).content.decode()
+
+
 def test_start_page_offers_it_by_its_folder_where_its_name_stands_for_another(staff: Client, preference_set, in_use):
     make_reward(preference_set, name="in-use")
     assert staff.get(start_url("rejection_sampling")).context["form"]["reward_model"].value() == folder(in_use.run)
