@@ -2,8 +2,9 @@
 
 The gate, on held-out judgments of the project:
 
-- against the current reward model, on the same pairs: neither the accuracy nor the log-likelihood may be worse beyond
-  chance, that is, no 95 % interval of a gain may lie below zero as a whole;
+- against the current reward model, on the same pairs: it may not be worse by accuracy nor by log-loss. That is, no 95 %
+  interval of a gain may lie below zero as a whole, and no estimated gain below -0.02 (2 points of accuracy; 0.02 nats
+  of log-loss), as the interval of few judgments holds zero whatever they say;
 - where no reward model is in use yet: the accuracy's 95 % interval must lie above a coin's as a whole.
 
 What was measured is read from the report of a run: the combination itself, where it was told of the current reward
@@ -23,7 +24,7 @@ from training import comparison_queries, plots, queries, references
 from training.alignment.config import split_names
 from training.combination_queries import Gain, Named, gain
 from training.models import PreferenceSet, Promotion, TrainingRun
-from training.plots import Tick
+from training.plots import Range, Tick
 from training.report_figures import (
     Row,
     as_dict,
@@ -41,7 +42,8 @@ from training.report_queries import REPORT
 Kind = TrainingRun.Kind
 TEST_SPLIT = "test"
 MAX_READ = 20
-FEW_PAIRS = 100
+FEW_PROMPTS = 20  # intervals are by prompt
+LARGEST_LOSS = 0.02  # that may be estimated: of accuracy as a share, of log-loss in nats
 MEMBERS_OF = {Kind.COMBINE: "members", Kind.AVERAGE_WEIGHTS: "models"}
 
 
@@ -57,17 +59,29 @@ class Test:
     accuracy_gain: dict[str, Any] | None = None
     log_loss_gain: dict[str, Any] | None = None
     mcnemar_p: float | None = None
+    num_prompts: float | None = None
 
     @property
     def is_passed(self) -> bool:
         if self.accuracy is not None:
             alone = figure(self.accuracy)
             return alone is not None and alone.low is not None and alone.low > 0.5
-        gains = [figure(self.accuracy_gain), figure(self.log_loss_gain)]
-        return all(found is not None and found.high is not None and found.high >= 0 for found in gains)
+        return all(found is not None and _is_no_loss(found) for found in self.gains)
+
+    @property
+    def gains(self) -> list[Range | None]:
+        return [figure(self.accuracy_gain), figure(self.log_loss_gain)]
+
+    @property
+    def is_worse_beyond_chance(self) -> bool:
+        return any(found is not None and found.high is not None and found.high < 0 for found in self.gains)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _is_no_loss(gain: Range) -> bool:
+    return gain.high is not None and gain.high >= 0 and gain.value >= -LARGEST_LOSS
 
 
 @dataclass(frozen=True)
@@ -118,9 +132,16 @@ def _paired_test(run: TrainingRun, incumbent: TrainingRun) -> Test | None:
     for measuring in _runs(run, evaluated | turned | combined):
         told = read_json(measuring.run_dir / REPORT)
         if measuring.kind == Kind.COMBINE:
-            found = as_dict(told.get("against_incumbent"))
+            found = {
+                "num_prompts": as_dict(told.get("num_test")).get("prompts"),
+                **as_dict(told.get("against_incumbent")),
+            }
         else:
-            found = {**as_dict(told.get("comparison")), "num_pairs": told.get("num_pairs")}
+            found = {
+                **as_dict(told.get("comparison")),
+                "num_pairs": told.get("num_pairs"),
+                "num_prompts": told.get("num_prompts"),
+            }
             if measuring.config["reward_model"] == theirs:
                 found |= {name: _turned(found.get(name)) for name in ("accuracy_gain", "log_loss_gain")}
             if not _is_held_out(measuring, [run, incumbent]):
@@ -138,14 +159,22 @@ def _lone_test(run: TrainingRun) -> Test | None:
         told = read_json(measuring.run_dir / REPORT)
         if measuring.kind == Kind.COMBINE:
             chosen = (one for one in dicts(told.get("combiners")) if one.get("method") == told.get("method"))
-            accuracy, num_pairs = next(chosen, {}).get("accuracy"), as_dict(told.get("num_test")).get("pairs")
+            accuracy, counts = next(chosen, {}).get("accuracy"), as_dict(told.get("num_test"))
+            num_pairs, num_prompts = counts.get("pairs"), counts.get("prompts")
         else:
-            accuracy, num_pairs = as_dict(told.get("figures")).get("accuracy"), told.get("num_pairs")
+            accuracy = as_dict(told.get("figures")).get("accuracy")
+            num_pairs, num_prompts = told.get("num_pairs"), told.get("num_prompts")
             if not _is_held_out(measuring, [run]):
                 continue
-        is_overall = OVERALL in split_names(str(measuring.config.get("aspect") or OVERALL))
+        is_overall = split_names(str(measuring.config.get("aspect") or OVERALL)) == [OVERALL]
         if is_overall and figure(accuracy):
-            return Test(measuring.pk, _set_of(measuring), _number(num_pairs), accuracy=_figure(accuracy))
+            return Test(
+                measuring.pk,
+                _set_of(measuring),
+                _number(num_pairs),
+                accuracy=_figure(accuracy),
+                num_prompts=_number(num_prompts),
+            )
     return None
 
 
@@ -163,8 +192,8 @@ def _test(measuring: TrainingRun, told: dict[str, Any]) -> Test | None:
     gains = {name: _figure(told.get(name)) for name in ("accuracy_gain", "log_loss_gain")}
     if not all(gains.values()):
         return None
-    pairs, p = _number(told.get("num_pairs")), _number(told.get("mcnemar_p"))
-    return Test(measuring.pk, _set_of(measuring), pairs, mcnemar_p=p, **gains)
+    pairs, prompts, p = (_number(told.get(name)) for name in ("num_pairs", "num_prompts", "mcnemar_p"))
+    return Test(measuring.pk, _set_of(measuring), pairs, mcnemar_p=p, num_prompts=prompts, **gains)
 
 
 def _set_of(measuring: TrainingRun) -> int:
@@ -248,6 +277,7 @@ class Box:
     current: Promotion | None
     is_current: bool
     is_open: bool
+    rule: str
     drawn: Drawn | None
     start_kind: str
     start_query: str
@@ -262,7 +292,7 @@ def box(run: TrainingRun, user: Any) -> Box | None:
     incumbent = found.current.run if found.current else None
     kind, query = ("", "") if is_current else _start(run, incumbent, user)
     drawn = drawn_test(found.test, run, incumbent) if found.test and not is_current else None
-    return Box(found.current, is_current, found.is_open, drawn, kind, query)
+    return Box(found.current, is_current, found.is_open, _rule(incumbent), drawn, kind, query)
 
 
 def _start(run: TrainingRun, incumbent: TrainingRun | None, user: Any) -> tuple[str, str]:
@@ -275,6 +305,16 @@ def _start(run: TrainingRun, incumbent: TrainingRun | None, user: Any) -> tuple[
         return Kind.COMBINE, urlencode({**asked, "incumbent": names[1]})
     asked |= dict(zip(("reward_model", "other_reward_model"), names, strict=False))
     return Kind.EVALUATE, urlencode({**asked, "split": TEST_SPLIT})
+
+
+def _rule(incumbent: TrainingRun | None) -> str:
+    """What the gate asks for."""
+    if incumbent is None:
+        return "To pass, its accuracy's 95% interval has to lie above one half as a whole."
+    return (
+        "To pass, neither gain's 95% interval may lie below zero as a whole, nor may either estimated gain be below "
+        f"-{100 * LARGEST_LOSS:g} points of accuracy or -{LARGEST_LOSS:g} nats of log-loss."
+    )
 
 
 def stored_test(promotion: Promotion) -> Test | None:
@@ -310,21 +350,23 @@ def _said(test: Test, incumbent: TrainingRun | None) -> str:
     if incumbent is None:
         better = "It is right more often than a coin" if test.is_passed else "It is not shown to be better than a coin"
         return f"{better}: that is what the first reward model of a project has to be."
-    return f"It is {'not ' if test.is_passed else ''}worse than {incumbent} on held-out judgments{_chance(test)}."
+    may_be = "is not" if test.is_passed else "is" if test.is_worse_beyond_chance else "may well be"
+    return f"It {may_be} worse than {incumbent} on held-out judgments{_chance(test)}."
 
 
 def _chance(test: Test) -> str:
     """What chance has to do with it, where the intervals leave room for it."""
-    gains = [figure(test.accuracy_gain), figure(test.log_loss_gain)]
-    is_sure = any(found and found.low is not None and found.low > 0 for found in gains)
+    is_sure = any(found and found.low is not None and found.low > 0 for found in test.gains)
     return ", as far as can be told" if test.is_passed and not is_sure else ""
 
 
 def _basis(test: Test) -> str:
     if test.num_pairs is None:
         return ""
-    few = " On so few only large differences show." if test.num_pairs < FEW_PAIRS else ""
-    return f"Measured on {test.num_pairs:,} ordered pairs.{few}"
+    if test.num_prompts is None:
+        return f"Measured on {test.num_pairs:,} ordered pairs."
+    few = " On so few prompts only large differences show." if test.num_prompts < FEW_PROMPTS else ""
+    return f"Measured on {test.num_pairs:,} ordered pairs of {test.num_prompts:,} prompts.{few}"
 
 
 def told_test(promotion: Promotion) -> str:

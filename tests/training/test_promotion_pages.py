@@ -60,7 +60,8 @@ def test_first_reward_model_is_promoted_by_one_press(staff: Client, preference_s
         "None is in use yet.",
         "It is right more often than a coin: that is what the first reward model of a project has to be.",
         "71.2% [68.2, 74.2]",
-        "Measured on 812 ordered pairs.",
+        "To pass, its accuracy&#x27;s 95% interval has to lie above one half as a whole.",
+        "Measured on 812 ordered pairs of 212 prompts.",
         ">Promote</button>",
     ):
         assert words in page
@@ -86,6 +87,7 @@ def test_box_draws_the_paired_test(staff: Client, preference_set, in_use):
         "+3.0 points [+1.0, +5.0]",
         "+0.020 [+0.010, +0.030]",
         "<td>0.013</td>",
+        "nor may either estimated gain be below -2 points of accuracy or -0.02 nats of log-loss.",
         ">Promote</button>",
     ):
         assert words in page

@@ -81,6 +81,7 @@ def test_first_promotion_goes_by_the_accuracy_alone(preference_set):
         "accuracy_gain": None,
         "log_loss_gain": None,
         "mcnemar_p": None,
+        "num_prompts": 212,
     }
     assert promotion_queries.current(preference_set.project) == promotion
 
@@ -119,8 +120,9 @@ def test_first_promotion_of_a_combination_goes_by_what_was_saved(preference_set)
     assert (test.accuracy["value"], test.num_pairs, test.is_passed) == (0.752, 812, True)
 
 
-def test_a_reward_model_of_another_aspect_is_not_measured(preference_set):
-    run = make_reward(preference_set, config={"aspect": "harmlessness"})
+@pytest.mark.parametrize("aspect", ["harmlessness", "overall, helpfulness"])
+def test_a_reward_model_of_another_aspect_is_not_measured(preference_set, aspect):
+    run = make_reward(preference_set, config={"aspect": aspect})
     assert promotion_queries.gate(leave(run, "report.json", make_report())).test is None
 
 
@@ -133,11 +135,17 @@ def test_a_reward_model_of_another_aspect_is_not_measured(preference_set):
         ((0.01, 0.03), (0.01, 0.03), True),
         ((-0.03, 0.01), (-0.03, 0.001), True),
         ((-0.03, 0.0), (-0.02, 0.0), True),
+        ((-0.05, 0.011), (-0.05, 0.011), True),
+        ((-0.061, 0.02), (-0.01, 0.03), False),
+        ((-0.01, 0.03), (-0.061, 0.02), False),
+        ((-0.61, 0.02), (-0.61, 0.02), False),
         ((-0.03, -0.001), (0.01, 0.03), False),
         ((0.01, 0.03), (-0.03, -0.001), False),
     ],
 )
-def test_gate_opens_where_neither_gain_lies_below_zero(preference_set, in_use, accuracy, log_loss, is_open):
+def test_gate_opens_where_neither_gain_is_a_loss_beyond_chance_or_an_estimated_one_of_two_points(
+    preference_set, in_use, accuracy, log_loss, is_open
+):
     run = make_reward(preference_set)
     found = gains(0, 0, **as_wide(accuracy, log_loss))
     measured = evaluate(preference_set, run, in_use.run, report=make_report(comparison=found))
@@ -162,6 +170,7 @@ def test_promotion_keeps_the_paired_test(preference_set, in_use):
         "accuracy_gain": {"value": 0.03, "interval": [pytest.approx(0.01), pytest.approx(0.05)]},
         "log_loss_gain": {"value": 0.02, "interval": [pytest.approx(0.01), pytest.approx(0.03)]},
         "mcnemar_p": 0.0132,
+        "num_prompts": 212,
     }
     assert promotion_queries.current(preference_set.project) == promotion
 
@@ -185,7 +194,7 @@ def test_a_combination_that_was_told_of_the_current_reward_model_needs_no_evalua
 
     test = promotion_queries.gate(run).test
 
-    assert (test.run, test.num_pairs, test.is_passed) == (run.pk, 77, True)
+    assert (test.run, test.num_pairs, test.num_prompts, test.is_passed) == (run.pk, 77, 212, True)
     assert promotion_queries.gate(other).test is None
 
 
@@ -413,13 +422,16 @@ def test_a_test_is_told_in_a_line(preference_set, in_use):
         ((0.01, 0.03), (-0.01, 0.03), "It is not worse than {} on held-out judgments."),
         ((-0.01, 0.03), (-0.01, 0.03), "It is not worse than {} on held-out judgments, as far as can be told."),
         ((-0.03, -0.01), (0.01, 0.03), "It is worse than {} on held-out judgments."),
+        ((-0.61, 0.02), (0.01, 0.03), "It may well be worse than {} on held-out judgments."),
     ],
 )
 def test_verdict_is_only_as_sure_as_its_intervals(preference_set, in_use, accuracy, log_loss, said):
-    test = Held(1, preference_set.pk, 99, **as_wide(accuracy, log_loss))
+    test = Held(1, preference_set.pk, 9999, num_prompts=19, **as_wide(accuracy, log_loss))
     drawn = promotion_queries.drawn_test(test, make_reward(preference_set), in_use.run)
     assert drawn.verdict == said.format(in_use.run)
-    assert drawn.basis == "Measured on 99 ordered pairs. On so few only large differences show."
+    assert (
+        drawn.basis == "Measured on 9,999 ordered pairs of 19 prompts. On so few prompts only large differences show."
+    )
 
 
 def test_a_test_of_another_time_is_told_as_none(in_use):
