@@ -238,6 +238,7 @@ def _by_digest(pairs: Sequence[Pair]) -> dict[str, Pair]:
 @transaction.atomic
 def _make(project: Project, wanted: dict[str, Pair]) -> int:
     """Store those comparisons that are not there yet; return how many."""
+    Project.objects.select_for_update(no_key=True).values_list("pk").get(pk=project.pk)  # two may store the same
     there = set(Comparison.objects.filter(project=project, digest__in=wanted).values_list("digest", flat=True))
     new = {digest: pair for digest, pair in wanted.items() if digest not in there}
     rows = [(project.pk, pair.prompt, digest, 2, project.overlap) for digest, pair in new.items()]

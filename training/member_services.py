@@ -41,27 +41,26 @@ NUM_PREVIEWED = 3
 def create_member(
     *, kind: str, name: str, values: dict[str, Any], project: Project | None = None, user: Any = None
 ) -> Member:
-    """Register a reward. Its folder is written before its row, so that every row has its folder.
+    """Register a reward; asked for the same again, give the one there is.
+
+    Its folder is written before its row, so that every row has its folder.
 
     Raises:
         ConfigError: the name is taken or unfit, or a value that the member cannot work with; the message names the
             field.
     """
     name = name.strip()
-    _check_name(name, project)
+    _check_name(name)
     config = member_config(kind=kind, values=values, user=user)
     try:
+        own = {"name": name, "project": project, "digest": place_member(config).name}
         with transaction.atomic():
             return Member.objects.create(
-                name=name,
-                project=project,
-                kind=kind,
-                aspect=config.aspect,
-                config=_fields(config),
-                digest=place_member(config).name,
-                created_by=user,
+                **own, kind=kind, aspect=config.aspect, config=_fields(config), created_by=user
             )
     except IntegrityError as error:
+        if there := Member.objects.active().filter(**own).first():  # the button was pressed twice
+            return there
         raise ConfigError(_name_taken(name, project)) from error
     except OSError as error:
         raise ConfigError(f"name: the member's folder could not be written: {error}") from error
@@ -104,6 +103,8 @@ def preview_judge(
 ) -> TrainingRun:
     """Start a small run in which a judge, registered or not, is asked about comparisons of a project.
 
+    The same key again gives the same run, unless the judge or the project is another.
+
     Raises:
         ConfigError: as `create_member`, or the project has no comparison.
     """
@@ -116,7 +117,7 @@ def preview_judge(
         values={"member": str(folder), "num_comparisons": NUM_PREVIEWED},
         project=project,
         user=user,
-        key=key,
+        key=uuid.uuid5(key, f"{folder.name} {project.pk}") if key else None,
     )
 
 
@@ -124,11 +125,9 @@ def _fields(config: MemberConfig) -> dict[str, Any]:
     return {item.name: getattr(config, item.name) for item in fields(config)}
 
 
-def _check_name(name: str, project: Project | None) -> None:
+def _check_name(name: str) -> None:
     if not name or len(name) > 100 or "/" in name or "," in name:
         raise ConfigError("name: has 1 to 100 characters, no slash and no comma among them")
-    if Member.objects.filter(name=name, project=project).exists():
-        raise ConfigError(_name_taken(name, project))
 
 
 def _name_taken(name: str, project: Project | None) -> str:

@@ -512,6 +512,9 @@ def test_preview_pressed_twice_starts_one_run(staff: Client):
     first, second = (press_preview(staff, project, key=key) for _ in range(2))
     assert first.headers["Location"] == second.headers["Location"]
     assert TrainingRun.objects.count() == 1
+    another = press_preview(staff, project, key=key, swap="never")
+    assert another.headers["Location"] != first.headers["Location"]
+    assert TrainingRun.objects.count() == 2
 
 
 def test_preview_is_for_who_may_see_its_project_and_runs(staff: Client):

@@ -66,14 +66,21 @@ def test_create_member_finds_the_models_that_it_names():
         make_member("implicit", "j", policy="rm", reference_policy="org/base")
 
 
+def test_create_member_pressed_twice_makes_one():
+    assert make_member() == make_member()
+    member_services.retire_member(member=Member.objects.get())
+    with pytest.raises(ConfigError, match=r"^name: there is a member without a project short already$"):
+        make_member()
+
+
 def test_create_member_names_once_in_a_project_and_once_without():
     project = make_project(name="cooking")
     make_member(name="same")
     make_member(name="same", project=project)
     with pytest.raises(ConfigError, match=r"^name: there is a member without a project same already$"):
-        make_member(name="same")
+        make_member("repetition", name="same")
     with pytest.raises(ConfigError, match=r"^name: project cooking has a member same already$"):
-        make_member(name="same", project=project)
+        make_member("repetition", name="same", project=project)
     assert Member.objects.count() == 2
 
 
