@@ -195,10 +195,10 @@ class TrainingRunAdmin(PageAdmin):
     ) -> HttpResponse:
         run = self.get(request, object_id)
         may_cancel = run.is_active and self.has_change_permission(request)
-        combination = combination_queries.combination(run)
-        report = None if combination else report_queries.report(run)
+        combination = combination_queries.combination(run, request.user)
+        report = None if combination else report_queries.report(run, request.user)
         told = combination_queries.TOLD_HERE if combination else report_queries.TOLD_HERE if report else set()
-        page = queries.run_page(run, told_elsewhere=told)
+        page = queries.run_page(run, user=request.user, told_elsewhere=told)
         context = {"run": run, "page": page, "report": report, "combination": combination, "may_cancel": may_cancel}
         context["curve"] = report_queries.learning_curve(run)
         context["preview"] = previews.preview(run) if run.kind == Kind.PREVIEW_JUDGE else None

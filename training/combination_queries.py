@@ -175,15 +175,15 @@ class Combination:
         return sum(one.can_be_asked for one in self.disagreements)
 
 
-def combination(run: TrainingRun) -> Combination | None:
-    """The report in a run's directory; nothing where there is none, or the run combined nothing."""
+def combination(run: TrainingRun, user: Any = None) -> Combination | None:
+    """The report, for a user, in a run's directory; nothing where there is none, or the run combined nothing."""
     if run.kind != TrainingRun.Kind.COMBINE:
         return None
     told = read_json(run.run_dir / REPORT)
     members, combiners = dicts(told.get("members")), dicts(told.get("combiners"))
     if not (members or combiners):
         return None
-    named = _Names(_paths(told))
+    named = _Names(_paths(told), user, run.project_id)
     chosen = told.get("method")
     both = [*members, *combiners]
     accuracies = plots.scale_around(_figures(both, "accuracy"))
@@ -215,9 +215,9 @@ def combination(run: TrainingRun) -> Combination | None:
 class _Names:
     """Members as people know them: by the run that saved one or the name it is registered under, else by its folder."""
 
-    def __init__(self, paths: Mapping[str, str]) -> None:
-        saved = queries.saving_runs(list(paths.values()))
-        registered = queries.registered_members(list(paths.values()))
+    def __init__(self, paths: Mapping[str, str], user: Any, project: int | None) -> None:
+        saved = queries.saving_runs(list(paths.values()), user)
+        registered = queries.registered_members(list(paths.values()), user, project)
         self._named = {
             name: Named(saved[path].told, saved[path].pk)
             if path in saved

@@ -49,7 +49,7 @@ def side_by_side(user: Any, preference_set: PreferenceSet | None, chosen: set[in
     )
     told = {run: found for run in runs[:MAX_COMPARED] if (found := read_json(run.run_dir / REPORT))}
     models = {run: str(_evaluated(run)) for run in told}
-    saved = queries.saving_runs(list(models.values()))
+    saved = queries.saving_runs(list(models.values()), user)
     accuracies = (figure(as_dict(one.get("figures")).get("accuracy")) for one in told.values())
     scale = plots.scale_around([accuracy for accuracy in accuracies if accuracy])
     offered = [

@@ -247,15 +247,15 @@ class MemberPage:
 def member_page(user: Any, member: Member) -> MemberPage:
     reward = _of_member(member)
     found = registry(user, [reward], rewards(user, state="all"))
-    return MemberPage(found.entries[0], config_lines(member), found.ticks, member.path.is_dir())
+    return MemberPage(found.entries[0], config_lines(member, user), found.ticks, member.path.is_dir())
 
 
-def config_lines(member: Member) -> list[queries.Line]:
+def config_lines(member: Member, user: Any) -> list[queries.Line]:
     """What a member is told, with each field's help; a folder that a run saved is shown as that run."""
     told = {
         item: member.config[item.name] for item in fields(MEMBER_CONFIGS[member.kind]) if item.name in member.config
     }
-    saved = queries.saving_runs([value for value in told.values() if isinstance(value, str)])
+    saved = queries.saving_runs([value for value in told.values() if isinstance(value, str)], user)
     lines = []
     for item, value in told.items():
         run = saved.get(value) if isinstance(value, str) else None

@@ -15,7 +15,7 @@ from annotate.identity import messages_digest
 from annotate.models import OVERALL, Figures
 from training import launch, references
 from training.alignment.config import CONFIGS, split_names
-from training.models import Member, Metric, PreferenceSet, RunEvent, TrainingRun
+from training.models import Metric, PreferenceSet, RunEvent, TrainingRun
 
 NUM_LOG_LINES = 100
 NUM_SAMPLES = 6
@@ -195,12 +195,12 @@ class Progress:
     latest: list[Line]
 
 
-def run_page(run: TrainingRun, *, told_elsewhere: Collection[str] = ()) -> RunPage:
-    """A run's page; `told_elsewhere` names the figures of its result that stand there already."""
+def run_page(run: TrainingRun, *, user: Any = None, told_elsewhere: Collection[str] = ()) -> RunPage:
+    """A run's page for a user; `told_elsewhere` names the figures of its result that stand there already."""
     result = {name: value for name, value in (run.result or {}).items() if name not in told_elsewhere}
     return RunPage(
         progress=progress(run),
-        config=config_lines(run),
+        config=config_lines(run, user),
         result=result_lines(result, human_ceiling(run)),
         samples=samples(run),
         metrics=newest_metrics(run),
@@ -243,12 +243,12 @@ def log(run: TrainingRun) -> str:
     return "\n".join(launch.log_tail(run.run_dir, NUM_LOG_LINES))
 
 
-def config_lines(run: TrainingRun) -> list[Line]:
-    """The configuration with each field's help; a folder that a run saved is shown as that run."""
+def config_lines(run: TrainingRun, user: Any = None) -> list[Line]:
+    """The configuration with each field's help; a folder that a run saved is shown as that run if the user sees it."""
     values = {item: run.config[item.name] for item in fields(CONFIGS[run.kind]) if item.name in run.config}
     parts = {item.name: _parts(item.name, value) for item, value in values.items()}
     everything = [part for own in parts.values() for part in own]
-    saved, registered = saving_runs(everything), registered_members(everything)
+    saved, registered = saving_runs(everything, user), registered_members(everything, user, run.project_id)
     return [_config_line(item, parts[item.name], saved, registered) for item in values]
 
 
@@ -276,10 +276,10 @@ class SavingRun(NamedTuple):
         return f"{self.name} (run {self.pk})"
 
 
-def saving_runs(values: Sequence[str]) -> dict[str, SavingRun]:
-    """By a model's folder, the run that saved it; what is no run's folder is left out."""
+def saving_runs(values: Sequence[str], user: Any = None) -> dict[str, SavingRun]:
+    """By a model's folder, the run that saved it; what is no folder of a run that the user sees is left out."""
     numbers = {value: number for value in values if (number := _saved_by(value))}
-    names = dict(TrainingRun.objects.filter(pk__in=numbers.values()).values_list("pk", "name"))
+    names = dict(references.runs_of(user).filter(pk__in=numbers.values()).values_list("pk", "name"))
     return {value: SavingRun(number, names[number]) for value, number in numbers.items() if number in names}
 
 
@@ -292,12 +292,18 @@ def _saved_by(value: str) -> int | None:
     return int(number) if model == "model" and number.isdecimal() else None
 
 
-def registered_members(values: Sequence[str]) -> dict[str, str]:
-    """By a member's folder, the name of the newest member that is in it; what is no member's folder is left out."""
+def registered_members(values: Sequence[str], user: Any = None, project: int | None = None) -> dict[str, str]:
+    """By a member's folder, the name of a member in it that the user sees; what is no such folder is left out.
+
+    Equal members share a folder: it is told by that of this project, else by the newest one.
+    """
     folder = Path(settings.MEMBERS_DIR).resolve()
     digests = {Path(value).name: value for value in values if Path(value).parent == folder}
-    found = Member.objects.filter(digest__in=digests).select_related("project").order_by("pk")
-    return {digests[member.digest]: str(member) for member in found} if digests else {}
+    if not digests:
+        return {}
+    found = references.members_of(user).filter(digest__in=digests).select_related("project")
+    best_last = sorted(found, key=lambda member: (member.project_id == project, member.pk))
+    return {digests[member.digest]: str(member) for member in best_last}
 
 
 def plain(value: Any) -> str:

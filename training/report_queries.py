@@ -107,8 +107,8 @@ class Report:
     comparison: Comparison | None
 
 
-def report(run: TrainingRun) -> Report | None:
-    """The report in a run's directory; nothing where there is none."""
+def report(run: TrainingRun, user: Any = None) -> Report | None:
+    """The report, for a user, in a run's directory; nothing where there is none."""
     told = read_json(run.run_dir / REPORT)
     if not told:
         return None
@@ -127,7 +127,7 @@ def report(run: TrainingRun) -> Report | None:
             if len(rows := dicts(as_dict(told.get("slices")).get(key))) > 1
         ],
         length=_length(as_dict(told.get("length"))),
-        comparison=_comparison(as_dict(told.get("comparison")), scale),
+        comparison=_comparison(as_dict(told.get("comparison")), scale, user),
     )
 
 
@@ -271,10 +271,10 @@ def _lean(partial: Range) -> str:
     return f"Prefers {'longer' if partial.value > 0 else 'shorter'} responses more than people do"
 
 
-def _comparison(told: dict[str, Any], scale: Scale) -> Comparison | None:
+def _comparison(told: dict[str, Any], scale: Scale, user: Any) -> Comparison | None:
     if not told:
         return None
-    first, second = names = _model_names([told.get("name_first"), told.get("name_second")])
+    first, second = names = _model_names([told.get("name_first"), told.get("name_second")], user)
     counts = {name: told.get(f"num_{name}", "") for name in ("both", "only_first", "only_second", "neither")}
     log_loss = figure(told.get("log_loss_gain"))
     return Comparison(
@@ -286,10 +286,10 @@ def _comparison(told: dict[str, Any], scale: Scale) -> Comparison | None:
     )
 
 
-def _model_names(values: Sequence[Any]) -> list[str]:
+def _model_names(values: Sequence[Any], user: Any) -> list[str]:
     """Models by the runs that saved them, where a run did."""
     parts = [str(value or "the other") for value in values]
-    saved = queries.saving_runs(parts)
+    saved = queries.saving_runs(parts, user)
     return [saved[part].told if part in saved else part for part in parts]
 
 

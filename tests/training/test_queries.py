@@ -5,9 +5,9 @@ import pytest
 from annotate.demonstration.quality import quality
 from annotate.demonstration.recipes import demonstration_rows
 from annotate.models import Figures
-from tests.factories import make_project
+from tests.factories import make_project, make_user
 from tests.training.factories import make_finished_run, make_run
-from training import queries
+from training import member_services, queries
 from training.models import Metric
 
 pytestmark = pytest.mark.django_db
@@ -151,6 +151,23 @@ def test_config_lines_name_the_run_that_a_model_came_from():
     assert lines["Backbone"] == (f"base (run {base.pk})", base.pk)
     assert lines["Preferences"] == ("preferences.jsonl", None)
     assert lines["Epochs"] == ("3", None)
+
+
+def test_names_of_what_a_user_may_not_see_are_not_told():
+    hidden, own = make_project(name="hidden", is_open=False), make_project(name="own")
+    made = [
+        member_services.create_member(kind="length", name=name, values={}, project=project)
+        for name, project in (("short", own), ("secret", hidden), ("brief", make_project(name="other")))
+    ]
+    member = str(made[0].path.resolve())
+    saved = str(make_finished_run(name="secret", project=hidden).model_dir.resolve())
+    nobody, everybody = make_user(), None
+    assert queries.saving_runs([saved], nobody) == {}
+    assert queries.saving_runs([saved], everybody)[saved].name == "secret"
+    told = [queries.registered_members([member], user, own.pk)[member] for user in (nobody, everybody)]
+    assert told == ["own/short", "own/short"]
+    assert queries.registered_members([member], nobody, hidden.pk) == {member: "other/brief"}
+    assert queries.registered_members([member], everybody, hidden.pk) == {member: "hidden/secret"}
 
 
 def test_samples_pair_answers_to_the_same_prompt():
