@@ -8,11 +8,13 @@ The gate, on held-out judgments of the project:
 - where no reward model is in use yet: the accuracy's 95 % interval must lie above a coin's as a whole.
 
 What was measured is read from the report of a run: the combination itself, where it was told of the current reward
-model, or the newest evaluation of both. An evaluation counts if it is on the test split, of overall judgments, and if
-that split held the same prompts back from all that the two have learned from.
+model, or the newest evaluation of both. An evaluation counts if it is on the test split, of overall judgments alone,
+and if no reward in it has learned from judgments of its prompts. It tells so itself; of an older one it is taken from
+the runs that made the rewards: their preference sets must have held the same prompts back. Of a combination that was
+cross-fitted its own report counts, as each fold was measured by combiners that were fitted on the others.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -41,7 +43,7 @@ from training.report_queries import REPORT
 
 Kind = TrainingRun.Kind
 TEST_SPLIT = "test"
-MAX_READ = 20
+MAX_LOOKED_AT = 100
 FEW_PROMPTS = 20  # intervals are by prompt
 LARGEST_LOSS = 0.02  # that may be estimated: of accuracy as a share, of log-loss in nats
 MEMBERS_OF = {Kind.COMBINE: "members", Kind.AVERAGE_WEIGHTS: "models"}
@@ -85,11 +87,24 @@ def _is_no_loss(gain: Range) -> bool:
 
 
 @dataclass(frozen=True)
+class Uncounted:
+    """The newest test that does not count, and why."""
+
+    run: int | None
+    """None: of another project."""
+    why: str
+
+
+@dataclass(frozen=True)
 class Gate:
     """Whether a run's reward model may take the place of the current one."""
 
     current: Promotion | None
     test: Test | None
+    uncounted: Uncounted | None = None
+    """Newer than the test that counts."""
+    obstacle: str = ""
+    """Why another test on the run's preference set would not count either; empty where it may."""
 
     @property
     def is_open(self) -> bool:
@@ -117,78 +132,95 @@ def is_promotable(run: TrainingRun) -> bool:
 
 def gate(run: TrainingRun) -> Gate:
     in_use = current(run.project)
-    return Gate(in_use, _paired_test(run, in_use.run) if in_use else _lone_test(run))
+    incumbent = in_use.run if in_use else None
+    learned = _learned_from([run, incumbent] if incumbent else [run])
+    obstacle, uncounted = _foreseen_obstacle(run, incumbent, learned), None
+    for measuring in _measurements(run, incumbent):
+        why = _why_other(measuring, run)
+        why_learned = "" if why else _why_learned(measuring, learned)
+        if test := None if why or why_learned else _read(measuring, incumbent):
+            is_repeatable = measuring.kind == Kind.EVALUATE and measuring.preference_set_id == run.preference_set_id
+            return Gate(in_use, test, uncounted, "" if is_repeatable else obstacle)
+        if why_learned and measuring.preference_set_id == run.preference_set_id:
+            obstacle = obstacle or ("" if _is_combined_again(run, incumbent) else why_learned)
+        if uncounted is None and (measuring.kind == Kind.EVALUATE or (measuring.run_dir / REPORT).is_file()):
+            shown = measuring.pk if measuring.project_id == run.project_id else None
+            uncounted = Uncounted(shown, why or why_learned or "its report does not tell it")
+    return Gate(in_use, None, uncounted, obstacle)
 
 
 # What was measured
 
 
-def _paired_test(run: TrainingRun, incumbent: TrainingRun) -> Test | None:
-    """The newest comparison of both that counts."""
-    ours, theirs = (str(one.model_dir.resolve()) for one in (run, incumbent))
-    evaluated = _on_test_split(Q(config__reward_model=ours, config__other_reward_model=theirs))
-    turned = _on_test_split(Q(config__reward_model=theirs, config__other_reward_model=ours))
-    combined = Q(pk=run.pk, kind=Kind.COMBINE, config__incumbent=theirs, config__aspect=OVERALL)
-    for measuring in _runs(run, evaluated | turned | combined):
-        told = read_json(measuring.run_dir / REPORT)
-        if measuring.kind == Kind.COMBINE:
-            found = {
-                "num_prompts": as_dict(told.get("num_test")).get("prompts"),
-                **as_dict(told.get("against_incumbent")),
-            }
-        else:
-            found = {
-                **as_dict(told.get("comparison")),
-                "num_pairs": told.get("num_pairs"),
-                "num_prompts": told.get("num_prompts"),
-            }
-            if measuring.config["reward_model"] == theirs:
-                found |= {name: _turned(found.get(name)) for name in ("accuracy_gain", "log_loss_gain")}
-            if not _is_held_out(measuring, [run, incumbent]):
-                continue
-        if test := _test(measuring, found):
-            return test
-    return None
+def _measurements(run: TrainingRun, incumbent: TrainingRun | None) -> QuerySet[TrainingRun]:
+    """Finished runs that measured the reward model beside the current one, or by itself, the newest first."""
+    ours = str(run.model_dir.resolve())
+    if incumbent is None:
+        which = Q(pk=run.pk) | Q(kind=Kind.EVALUATE, config__reward_model=ours)
+    else:
+        theirs = str(incumbent.model_dir.resolve())
+        either = Q(config__reward_model=ours, config__other_reward_model=theirs)
+        either |= Q(config__reward_model=theirs, config__other_reward_model=ours)
+        which = (Q(kind=Kind.EVALUATE) & either) | Q(pk=run.pk, kind=Kind.COMBINE, config__incumbent=theirs)
+    found = TrainingRun.objects.filter(which, status=TrainingRun.Status.SUCCEEDED)
+    return found.select_related("preference_set")[:MAX_LOOKED_AT]
 
 
-def _lone_test(run: TrainingRun) -> Test | None:
-    """The newest report that counts on the reward model by itself: an evaluation's, or its own."""
-    own = Q(pk=run.pk)
-    evaluated = _on_test_split(Q(config__reward_model=str(run.model_dir.resolve())))
-    for measuring in _runs(run, evaluated | own):
-        told = read_json(measuring.run_dir / REPORT)
-        if measuring.kind == Kind.COMBINE:
-            chosen = (one for one in dicts(told.get("combiners")) if one.get("method") == told.get("method"))
-            accuracy, counts = next(chosen, {}).get("accuracy"), as_dict(told.get("num_test"))
-            num_pairs, num_prompts = counts.get("pairs"), counts.get("prompts")
-        else:
-            accuracy = as_dict(told.get("figures")).get("accuracy")
-            num_pairs, num_prompts = told.get("num_pairs"), told.get("num_prompts")
-            if not _is_held_out(measuring, [run]):
-                continue
-        is_overall = split_names(str(measuring.config.get("aspect") or OVERALL)) == [OVERALL]
-        if is_overall and figure(accuracy):
-            return Test(
-                measuring.pk,
-                _set_of(measuring),
-                _number(num_pairs),
-                accuracy=_figure(accuracy),
-                num_prompts=_number(num_prompts),
-            )
-    return None
+def _why_other(measuring: TrainingRun, run: TrainingRun) -> str:
+    """Why it is no test of a reward model of the run's project; empty where it is one."""
+    if measuring.preference_set is None or measuring.preference_set.project_id != run.project_id:
+        return "it is not on judgments of this project"
+    if measuring.kind == Kind.EVALUATE and measuring.config.get("split") != TEST_SPLIT:
+        return "it is not on the test split"
+    if split_names(str(measuring.config.get("aspect") or OVERALL)) != [OVERALL]:
+        return "it is not of overall judgments alone"
+    return ""
 
 
-def _on_test_split(which: Q) -> Q:
-    return which & Q(kind=Kind.EVALUATE, config__split=TEST_SPLIT, config__aspect=OVERALL)
+def _why_learned(measuring: TrainingRun, learned: Sequence[TrainingRun]) -> str:
+    """Why its prompts are not held out; empty where they are.
+
+    Evaluations tell it themselves, and older ones are held against the runs that made the rewards. Runs that combine
+    leave out what was learned from.
+    """
+    if measuring.kind == Kind.COMBINE:
+        return ""
+    told = (measuring.result or {}).get("num_learned_prompts")
+    if is_number(told):
+        return f"a reward has learned from {told:,} of its prompts" if told else ""
+    return _why_not_held_out(measuring.preference_set, learned)
 
 
-def _runs(run: TrainingRun, which: Q) -> QuerySet[TrainingRun]:
-    """Finished runs on preference sets of the run's project, the newest first."""
-    own = TrainingRun.objects.filter(which, status=TrainingRun.Status.SUCCEEDED)
-    return own.filter(preference_set__project=run.project_id).select_related("preference_set")[:MAX_READ]
+def _read(measuring: TrainingRun, incumbent: TrainingRun | None) -> Test | None:
+    """What its report says, if it says all that the gate asks for."""
+    told = read_json(measuring.run_dir / REPORT)
+    if incumbent is None:
+        return _lone_test(measuring, told)
+    if measuring.kind == Kind.COMBINE:
+        prompts = as_dict(told.get("num_test")).get("prompts")
+        return _paired_test(measuring, {"num_prompts": prompts, **as_dict(told.get("against_incumbent"))})
+    counts = {name: told.get(name) for name in ("num_pairs", "num_prompts")}
+    found = {**as_dict(told.get("comparison")), **counts}
+    if measuring.config["reward_model"] == str(incumbent.model_dir.resolve()):
+        found |= {name: _turned(found.get(name)) for name in ("accuracy_gain", "log_loss_gain")}
+    return _paired_test(measuring, found)
 
 
-def _test(measuring: TrainingRun, told: dict[str, Any]) -> Test | None:
+def _lone_test(measuring: TrainingRun, told: dict[str, Any]) -> Test | None:
+    if measuring.kind == Kind.COMBINE:
+        chosen = (one for one in dicts(told.get("combiners")) if one.get("method") == told.get("method"))
+        accuracy, counts = next(chosen, {}).get("accuracy"), as_dict(told.get("num_test"))
+        num_pairs, num_prompts = counts.get("pairs"), counts.get("prompts")
+    else:
+        accuracy = as_dict(told.get("figures")).get("accuracy")
+        num_pairs, num_prompts = told.get("num_pairs"), told.get("num_prompts")
+    if not figure(accuracy):
+        return None
+    pairs, prompts = _number(num_pairs), _number(num_prompts)
+    return Test(measuring.pk, _set_of(measuring), pairs, accuracy=_figure(accuracy), num_prompts=prompts)
+
+
+def _paired_test(measuring: TrainingRun, told: dict[str, Any]) -> Test | None:
     gains = {name: _figure(told.get(name)) for name in ("accuracy_gain", "log_loss_gain")}
     if not all(gains.values()):
         return None
@@ -197,7 +229,7 @@ def _test(measuring: TrainingRun, told: dict[str, Any]) -> Test | None:
 
 
 def _set_of(measuring: TrainingRun) -> int:
-    assert measuring.preference_set_id is not None  # `_runs` asks for those of one
+    assert measuring.preference_set_id is not None  # `_why_other` asks for one
     return measuring.preference_set_id
 
 
@@ -223,15 +255,38 @@ def _number(value: Any) -> float | None:
     return value if is_number(value) else None
 
 
-def _is_held_out(measuring: TrainingRun, rewards: Sequence[TrainingRun]) -> bool:
-    """Whether the evaluation's test split holds no prompt that the rewards learned from.
+def _foreseen_obstacle(run: TrainingRun, incumbent: TrainingRun | None, learned: Sequence[TrainingRun]) -> str:
+    """Why a test on the run's own preference set would not count; combining anew, it is another combination's test."""
+    if run.preference_set is None:
+        return ""
+    is_again = _is_combined_again(run, incumbent)
+    return _why_not_held_out(
+        run.preference_set,
+        [
+            one
+            for one in learned
+            if one.preference_set
+            and one.preference_set.project_id == run.project_id
+            and not (is_again and one.pk == run.pk)
+        ],
+    )
+
+
+def _is_combined_again(run: TrainingRun, incumbent: TrainingRun | None) -> bool:
+    """Whether it is measured by combining again beside the current one."""
+    return incumbent is not None and _is_cross_fitted(run)
+
+
+def _why_not_held_out(preference_set: PreferenceSet | None, learned: Sequence[TrainingRun]) -> str:
+    """Why the test split may hold prompts that the rewards learned from; empty where it holds none.
 
     A prompt's split is drawn by its text, so sets of one seed and the same shares hold the same prompts back.
     """
-    learned = [one for reward in rewards for one in _learned_from(reward)]
     if any(_is_cross_fitted(run) for run in learned):
-        return False
-    return {_drawn(run.preference_set) for run in learned} <= {None, _drawn(measuring.preference_set)}
+        return "a reward was cross-fitted, and so on test prompts too"
+    if not {_drawn(run.preference_set) for run in learned} <= {None, _drawn(preference_set)}:
+        return "a reward has learned from a set whose prompts were split otherwise"
+    return ""
 
 
 def _drawn(preference_set: PreferenceSet | None) -> tuple[Any, ...] | None:
@@ -243,15 +298,15 @@ def _is_cross_fitted(run: TrainingRun) -> bool:
     return run.kind == Kind.COMBINE and bool(run.config.get("num_folds"))
 
 
-def _learned_from(run: TrainingRun) -> Iterator[TrainingRun]:
-    """A run and those that made its members, and theirs."""
-    left, seen = [run], {run.pk}
+def _learned_from(rewards: Sequence[TrainingRun]) -> list[TrainingRun]:
+    """The runs that made the rewards, their members, and theirs."""
+    left, found = list(rewards), {run.pk: run for run in rewards}
     while left:
-        yield from left
         members = [name for one in left for name in split_names(one.config.get(MEMBERS_OF.get(Kind(one.kind), ""), ""))]
-        pks = {saved.pk for saved in queries.saving_runs(members).values()} - seen
-        seen |= pks
+        pks = {saved.pk for saved in queries.saving_runs(members).values()} - found.keys()
         left = list(TrainingRun.objects.filter(pk__in=pks).select_related("preference_set"))
+        found |= {run.pk: run for run in left}
+    return list(found.values())
 
 
 # For people
@@ -279,6 +334,8 @@ class Box:
     is_open: bool
     rule: str
     drawn: Drawn | None
+    uncounted: Uncounted | None
+    obstacle: str
     start_kind: str
     start_query: str
 
@@ -292,7 +349,9 @@ def box(run: TrainingRun, user: Any) -> Box | None:
     incumbent = found.current.run if found.current else None
     kind, query = ("", "") if is_current else _start(run, incumbent, user)
     drawn = drawn_test(found.test, run, incumbent) if found.test and not is_current else None
-    return Box(found.current, is_current, found.is_open, _rule(incumbent), drawn, kind, query)
+    return Box(
+        found.current, is_current, found.is_open, _rule(incumbent), drawn, found.uncounted, found.obstacle, kind, query
+    )
 
 
 def _start(run: TrainingRun, incumbent: TrainingRun | None, user: Any) -> tuple[str, str]:
@@ -300,7 +359,7 @@ def _start(run: TrainingRun, incumbent: TrainingRun | None, user: Any) -> tuple[
     models = [str(one.model_dir.resolve()) for one in (run, incumbent) if one]
     names = comparison_queries.as_a_person_writes(user, models)
     asked: dict[str, Any] = {"preference_set": run.preference_set_id}
-    if _is_cross_fitted(run) and incumbent:
+    if _is_combined_again(run, incumbent):
         asked |= {name: run.config.get(name, "") for name in ("members", "method", "num_folds")}
         return Kind.COMBINE, urlencode({**asked, "incumbent": names[1]})
     asked |= dict(zip(("reward_model", "other_reward_model"), names, strict=False))

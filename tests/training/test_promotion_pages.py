@@ -113,6 +113,31 @@ def test_box_offers_to_combine_again_what_was_fitted_on_the_test_split(staff: Cl
     assert "incumbent=in-use" in page
 
 
+def test_box_says_why_a_test_does_not_count_and_offers_none_that_cannot(staff: Client, preference_set):
+    config = {"members": "hub/a, hub/b", "num_folds": 5}
+    run = make_reward(preference_set, kind="combine", config=config)
+    evaluation = evaluate(preference_set, run)
+    page = page_of(staff, run)
+    why = "a reward was cross-fitted, and so on test prompts too."
+    link = f'<a href="{run_url("change", evaluation)}">Run {evaluation.pk}</a>'
+    for words in (
+        "Nothing shows yet what this one is worth on held-out judgments.",
+        f"{link} measured it, but does not count: {why}",
+        f"A new test on {preference_set} would not count: {why} It takes judgments of new prompts, or a reason.",
+        "Overrule and promote",
+    ):
+        assert words in page
+    assert f"{start_url('evaluate')}?preference_set={preference_set.pk}&amp;reward_model=" not in page
+
+
+def test_box_tells_of_a_test_in_another_project_without_a_link(staff: Client, preference_set):
+    run = make_reward(preference_set)
+    evaluate(make_preference_set(), run)
+    page = page_of(staff, run)
+    assert "A run of another project measured it, but does not count: it is not on judgments of this project." in page
+    assert ">Evaluate it</a>" in page
+
+
 def test_a_closed_gate_can_be_overruled_with_a_reason(staff: Client, preference_set, in_use):
     run = make_reward(preference_set)
     evaluate(preference_set, run, in_use.run, report=make_report(comparison=gains(-0.1, -0.1)))

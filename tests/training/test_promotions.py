@@ -39,6 +39,13 @@ def evaluate(preference_set, first, second=None, *, report=None, **config):
     return leave(run, "report.json", told)
 
 
+def tell_learned(evaluation, num_prompts):
+    """As an evaluation tells from how many of its prompts a reward has learned."""
+    evaluation.result |= {"num_learned_prompts": num_prompts}
+    evaluation.save()
+    return evaluation
+
+
 def promote_first(run, **values):
     """The first promotion of a project, by whatever its own report says."""
     leave(run, "report.json", make_report())
@@ -249,6 +256,83 @@ def test_a_combination_that_was_fitted_on_the_test_split_cannot_be_measured_on_i
     assert promotion_queries.box(run, None).start_kind == "combine"
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("num_learned", [0, 3])
+def test_an_evaluation_tells_itself_whether_a_reward_has_learned_from_its_prompts(preference_set, seed, num_learned):
+    run = make_reward(preference_set)
+    measured_on = make_preference_set(project=preference_set.project, seed=seed)
+    tell_learned(evaluate(measured_on, run), num_learned)
+    assert (promotion_queries.gate(run).test is None) == bool(num_learned)
+
+    in_use = promote_first(make_reward(preference_set, name="in-use"))
+    both = tell_learned(evaluate(measured_on, run, in_use.run), num_learned)
+    found = promotion_queries.gate(run)
+    if num_learned:
+        assert (found.test, found.uncounted.run) == (None, both.pk)
+        assert found.uncounted.why == "a reward has learned from 3 of its prompts"
+    else:
+        assert (found.test.run, found.uncounted) == (both.pk, None)
+
+
+def test_a_cross_fitted_combination_goes_by_its_own_report_where_none_is_in_use(preference_set):
+    run = make_reward(preference_set, kind="combine", config={"members": "a, b", "num_folds": 5})
+    leave(run, "report.json", make_combination(cross_fitted=5))
+    evaluation = evaluate(preference_set, run)
+
+    found = promotion_queries.gate(run)
+
+    assert (found.test.run, found.test.accuracy["value"], found.is_open) == (run.pk, 0.752, True)
+    why = "a reward was cross-fitted, and so on test prompts too"
+    assert (found.uncounted.run, found.uncounted.why, found.obstacle) == (evaluation.pk, why, why)
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"split": "train"}, "it is not on the test split"),
+        ({"aspect": "overall, helpfulness"}, "it is not of overall judgments alone"),
+        ({"report": {"comparison": None}}, "its report does not tell it"),
+    ],
+)
+def test_the_newest_test_that_does_not_count_is_told(preference_set, in_use, config, why):
+    run = make_reward(preference_set)
+    counted = evaluate(preference_set, run, in_use.run)
+    evaluate(preference_set, run, in_use.run, split="validation")
+    newest = evaluate(preference_set, run, in_use.run, **config)
+
+    found = promotion_queries.gate(run)
+
+    assert (found.test.run, found.uncounted.run, found.uncounted.why) == (counted.pk, newest.pk, why)
+    evaluate(preference_set, run, in_use.run)
+    assert promotion_queries.gate(run).uncounted is None
+
+
+def test_a_test_of_another_project_is_told_without_its_number(preference_set, in_use):
+    run = make_reward(preference_set)
+    evaluate(make_preference_set(), run, in_use.run)
+    uncounted = promotion_queries.gate(run).uncounted
+    assert (uncounted.run, uncounted.why) == (None, "it is not on judgments of this project")
+
+
+def test_where_prompts_were_learned_from_another_test_on_them_is_no_way_out(preference_set, in_use):
+    run = make_reward(preference_set)
+    assert promotion_queries.gate(run).obstacle == ""
+    tell_learned(evaluate(make_preference_set(project=preference_set.project), run, in_use.run), 3)
+    assert promotion_queries.gate(run).obstacle == ""
+    tell_learned(evaluate(preference_set, run, in_use.run), 2)
+    assert promotion_queries.gate(run).obstacle == "a reward has learned from 2 of its prompts"
+
+
+def test_a_set_that_was_split_otherwise_is_in_the_way_only_within_the_project(preference_set, in_use):
+    whys = []
+    for project in (preference_set.project, None):
+        drawn_otherwise = make_preference_set(seed=1, **({"project": project} if project else {}))
+        member = make_reward(drawn_otherwise, name="member")
+        run = make_reward(preference_set, kind="combine", config={"members": f"{folder(member)}, hub/other"})
+        whys.append(promotion_queries.gate(run).obstacle)
+    assert whys == ["a reward has learned from a set whose prompts were split otherwise", ""]
+
+
 @pytest.mark.parametrize(
     "comparison", [None, {}, [], {"accuracy_gain": figure(0.1)}, {"log_loss_gain": {"value": "x"}}]
 )
@@ -258,12 +342,17 @@ def test_a_report_without_both_gains_is_no_test(preference_set, in_use, comparis
     assert promotion_queries.gate(run).test is None
 
 
-def test_gate_asks_the_database_no_more_for_more_evaluations(preference_set, in_use):
-    run = make_reward(preference_set)
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_gate_asks_the_database_no_more_for_more_evaluations(preference_set, in_use, seed, split):
+    """Whether they count or not."""
+    members = [make_reward(preference_set, name=name) for name in ("one", "other")]
+    run = make_reward(preference_set, kind="combine", config={"members": ", ".join(map(folder, members))})
+    measured_on = make_preference_set(project=preference_set.project, seed=seed)
     numbers = []
     for num_more in (1, 3):
         for _ in range(num_more):
-            evaluate(preference_set, run, in_use.run)
+            evaluate(measured_on, run, in_use.run, split=split)
         with CaptureQueriesContext(connection) as queries:
             promotion_queries.gate(run)
         numbers.append(len(queries))
