@@ -6,7 +6,7 @@ that part is not shown, or says that it was not measured.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from annotate.guidance import Pair
@@ -47,6 +47,9 @@ METHODS = {
     "rank_aggregate": ("Rank aggregation", "Members' scores as percentiles, averaged: their units do not matter."),
     "bayesian_average": ("Bayesian averaging", "Weights by how likely each member makes the held-out judgments."),
     "stacking": ("Stacking", "Weights that make the held-out judgments likeliest for the members together."),
+    "weighted_mean": ("Weighted mean", "The mean of the members' scores, by weights set by hand."),
+    "chebyshev": ("Chebyshev", "What the member that falls shortest gives, by weights set by hand."),
+    "constrained": ("Constrained", "The mean of the other members, as long as one of them reaches a floor."),
     "fusion": ("Fusion network", "A small network that learns from judgments how to combine the members' scores."),
 }
 PROBLEMS = {
@@ -60,6 +63,7 @@ BETTER, WORSE, EITHER, NO_DIFFERENCE = (
     "better by one measure, worse by the other",
     "no difference that shows",
 )
+OF_A_MEMBER = {BETTER: "helps", WORSE: "harms", EITHER: "helps by one measure, harms by the other"}
 
 
 @dataclass(frozen=True)
@@ -360,7 +364,7 @@ def _gain_tables(told: dict[str, Any], combiners: Sequence[dict[str, Any]], name
         ),
         _gain_table(
             "incumbent",
-            "Against the reward model in use",
+            "Against the incumbent given",
             "",
             [(Named(f"{_method(ours)[0]} against {named[incumbent.get('name')].text}"), incumbent, True)],
         ),
@@ -378,11 +382,12 @@ def _gain_table(key: str, title: str, about: str, told: Sequence[tuple[Named, di
     rows = [(name, own, is_chosen) for name, own, is_chosen in told if own]
     accuracies = plots.scale_of_gains(_figures([own for _, own, _ in rows], "accuracy_gain"))
     losses = plots.scale_of_gains(_figures([own for _, own, _ in rows], "log_loss_gain"))
+    gains = [gain(name, own, accuracies, losses, is_chosen=is_chosen) for name, own, is_chosen in rows]
     return GainTable(
         key,
         title,
         about,
-        [gain(name, own, accuracies, losses, is_chosen=is_chosen) for name, own, is_chosen in rows],
+        [replace(one, verdict=OF_A_MEMBER.get(one.verdict, one.verdict)) for one in gains] if key == "adds" else gains,
         accuracy_ticks=plots.gain_ticks(accuracies, in_points=True),
         log_loss_ticks=plots.gain_ticks(losses),
     )

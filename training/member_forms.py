@@ -42,7 +42,10 @@ class MemberForm(forms.Form):
     key = forms.UUIDField(widget=forms.HiddenInput)
     name = forms.CharField(max_length=100, help_text="Runs name it by this, so no slash and no comma.")
     project = forms.ModelChoiceField(
-        Project.objects.none(), required=False, empty_label="Every project", help_text="Whose members see it."
+        Project.objects.none(),
+        required=False,
+        empty_label="Every project",
+        help_text="Only who sees this project sees and uses it.",
     )
     preview_project = forms.ModelChoiceField(
         Project.objects.none(),

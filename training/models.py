@@ -292,6 +292,7 @@ class Promotion(models.Model):
     objects = PromotionQuerySet.as_manager()
 
     class Meta:
+        verbose_name_plural = "projects' reward models"
         ordering = ("-id",)
         constraints = (
             models.UniqueConstraint(

@@ -12,6 +12,7 @@ from tests.training.factories import make_finished_run, make_staff
 from tests.training.reports import figure, gains, leave, make_combination
 from tests.training.test_admin import inline, make_viewer, run_url
 from training import combination_queries, guidance
+from training.alignment.config import CombineConfig
 from training.combination_queries import Bar, Cell, Named, Opinion
 from training.plots import Range, Tick
 
@@ -127,7 +128,7 @@ def test_gains_are_told_with_intervals_and_a_verdict():
     ]
     assert [row[0] for row in told["mean"]] == ["Worst case", "Bayesian averaging", "Stacking", "Fusion network"]
     assert [(row[0], row[4]) for row in told["adds"]] == [
-        ("hub/backbone-one", "better"),
+        ("hub/backbone-one", "helps"),
         ("hub/backbone-two", "no difference that shows"),
     ]
     assert tables["best"].about == "The best one by log-loss is hub/backbone-one."
@@ -159,6 +160,11 @@ def test_a_reward_model_in_use_is_compared_with():
 )
 def test_verdict_is_only_as_sure_as_its_intervals(ranges, said):
     assert combination_queries.verdict(ranges) == said
+
+
+def test_every_way_of_combining_has_a_name():
+    ways = {*CombineConfig.__dataclass_fields__["method"].metadata["choices"]}
+    assert ways == combination_queries.METHODS.keys()
 
 
 # Members among each other

@@ -1,4 +1,5 @@
 import json
+import re
 import uuid
 
 import pytest
@@ -505,6 +506,14 @@ def test_preview_says_what_it_cannot_do(staff: Client):
     form = press_preview(staff, empty).context["form"]
     assert form.errors == {"preview_project": [f"{empty} has no comparison yet"]}
     assert not TrainingRun.objects.exists()
+
+
+def test_enter_registers_and_sends_nothing(staff: Client):
+    page = staff.get(form_url("served_judge")).content.decode()
+    form = page[page.index(f'action="{form_url("served_judge")}"') :]
+    first = re.search(r'<button|<input type="submit"[^>]*>', form)
+    assert first
+    assert 'value="Register"' in first[0]
 
 
 def test_preview_pressed_twice_starts_one_run(staff: Client):

@@ -29,6 +29,7 @@ class Migration(migrations.Migration):
                 ('run', models.ForeignKey(help_text='Which made the reward model.', on_delete=django.db.models.deletion.PROTECT, related_name='promotions', to='training.trainingrun')),
             ],
             options={
+                'verbose_name_plural': "projects' reward models",
                 'ordering': ('-id',),
                 'constraints': [models.UniqueConstraint(condition=models.Q(('previous__isnull', True)), fields=('project',), name='promotion_first_once'), models.CheckConstraint(condition=models.Q(('is_overruled', False), models.Q(('reason', ''), _negated=True), _connector='OR'), name='promotion_overruled_has_reason')],
             },
