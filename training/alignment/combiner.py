@@ -13,7 +13,7 @@ its members. Every score comes with the members' spread, the deviation of their 
 
 import hashlib
 import json
-import os
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -33,7 +33,7 @@ from training.alignment.fusion import FusionConfig, FusionNetwork, fit_fusion, l
 from training.alignment.member_checks import temperatures
 from training.alignment.preferences import Messages, PromptedResponses
 from training.alignment.prompt_features import PromptFeatures
-from training.alignment.reward import COMBINER, OVERALL, Reward, Scored, load_reward
+from training.alignment.reward import COMBINER, OVERALL, Reward, Scored, load_reward, named, placed
 from training.alignment.run_dir import file_digest, write_json
 from training.alignment.score_cache import ScoreCache
 
@@ -56,6 +56,8 @@ class Recipe:
     reference: Floats | None = None
     """(N, M) standardised scores of the reference set in ascending order, for ranks."""
     network: FusionNetwork | None = None
+    nats: float | None = None
+    """Of what is learned: in a unit of what it combines to, before that is normalised."""
     mean: float = 0.0
     std: float = 1.0
     log_odds: float = 1.0
@@ -71,6 +73,8 @@ class Recipe:
     def normalised(self, reference: Floats, features: Floats | None, judged: JudgedScores) -> Self:
         """The same with mean 0 and deviation 1 on a reference set, and calibrated on judgments.
 
+        What was learned from these judgments is too sure of them: it keeps the scale that it learned for others.
+
         Args:
             reference: (N, M) members' own scores of the reference set's responses.
             features: (N, D) of their prompts.
@@ -79,8 +83,11 @@ class Recipe:
         values = self._raw(self.standardisation.apply(reference), features)
         std = float(np.nanstd(values))
         found = replace(self, mean=float(np.nanmean(values)), std=std if std > 0 else 1.0)
+        if self.nats is not None:
+            return replace(found, log_odds=self.nats * found.std)
         margins, weights = margins_of(found.judge(judged), judged)
-        return replace(found, log_odds=1 / fit_temperature(margins, weights) if np.any(margins) else 1.0)
+        is_told = bool(np.any(margins[weights > 0]))
+        return replace(found, log_odds=1 / fit_temperature(margins, weights) if is_told else 1.0)
 
     def judge(self, judged: JudgedScores) -> Floats:
         """(B, K) scores of the responses of rankings whose members' scores are standardised."""
@@ -119,6 +126,26 @@ def margins_of(scores: Floats, judged: JudgedScores) -> tuple[Floats, Floats]:
     return margins[known], pairs.weights[known]
 
 
+def known(scores: Floats) -> Floats:
+    """The same with nan for what is not finite: a member that overflows has said nothing."""
+    return np.where(np.isfinite(scores), scores, np.nan)
+
+
+@dataclass(frozen=True)
+class Unused:
+    """A member that takes no part: nothing but its digest is needed of it."""
+
+    digest: str
+    aspects: tuple[str, ...] = (OVERALL,)
+    is_listwise: bool = False
+
+    def score_prompts(self, prompts: Sequence[PromptedResponses], aspect: str | None = None) -> list[Scored]:
+        return [Scored([math.nan] * len(one.responses)) for one in prompts]
+
+    def log_odds(self, aspect: str | None = None) -> float:
+        return 1.0
+
+
 @dataclass(frozen=True, eq=False)
 class Combiner:
     """A recipe with its members: a `Reward`."""
@@ -146,7 +173,7 @@ class Combiner:
         paths = tuple(member["path"] for member in told["members"])
         members = tuple(
             share_encodings(
-                [load_reward(_place(folder, path), device, aspect=told["aspect"], cache=cache) for path in paths]
+                [load_reward(placed(folder, path), device, aspect=told["aspect"], cache=cache) for path in paths]
             )
         )
         for member, one in zip(members, told["members"], strict=True):
@@ -154,7 +181,7 @@ class Combiner:
                 raise ConfigError(f"{folder}: its member {one['path']} has changed since it was fitted")
         has_features = recipe.network is not None and recipe.network.has_gate
         features = PromptFeatures.load(folder / FUSION, device) if has_features else None
-        return cls(recipe, members, paths, told["aspect"], features)
+        return cls(recipe, tuple(members), paths, told["aspect"], features)
 
     def save(self, folder: Path) -> None:
         """Write the folder; members are named, not copied."""
@@ -168,7 +195,7 @@ class Combiner:
         if self.prompt_features is not None:
             self.prompt_features.save(folder / FUSION)
         members = [
-            {"path": _named(path, folder), "digest": member.digest}
+            {"path": named(path, folder), "digest": member.digest}
             for path, member in zip(self.paths, self.members, strict=True)
         ]
         told = {
@@ -206,7 +233,8 @@ class Combiner:
         for array in (*numbers, recipe.reference):
             found.update(b"none" if array is None else f"{array.shape}".encode() + array.tobytes())
         if recipe.network is not None:
-            found.update(f"{recipe.network.digest} {self.prompt_features}".encode())
+            features = self.prompt_features.digest if self.prompt_features else ""
+            found.update(f"{recipe.network.digest} {features}".encode())
         return found.hexdigest()
 
     def log_odds(self, aspect: str | None = None) -> float:
@@ -217,7 +245,7 @@ class Combiner:
         if not prompts:
             return []
         by_member = [member.score_prompts(prompts, self.aspect) for member in self.members]
-        scores = np.array([[score for one in scored for score in one.scores] for scored in by_member]).T
+        scores = known(np.array([[score for one in scored for score in one.scores] for scored in by_member]).T)
         sizes = [len(one.responses) for one in prompts]
         combined = self.recipe.combine(scores, self._features([one.prompt for one in prompts], sizes))
         ends = np.cumsum(sizes)[:-1]
@@ -267,14 +295,19 @@ def fit_recipe(
             own = temperatures(mine)
             learned["weights"] = _spread_out(posterior_of(mine, own) / own, is_used)
         case "stacking":
-            learned["weights"] = _spread_out(stacking_weights(mine), is_used)
+            own = stacking_weights(mine)
+            learned |= {"weights": _spread_out(own, is_used), "nats": float(own.sum())}
         case "fusion":
-            learned["network"] = fit_fusion(
+            network = fit_fusion(
                 mine if config.has_gate else replace(mine, features=None),
                 FusionConfig(has_gate=config.has_gate, is_monotone=config.is_monotone, seed=config.seed),
             )
+            learned |= {"network": network, "nats": network.log_odds}
         case "weighted_mean" | "chebyshev":
-            learned["weights"] = np.where(is_used, config.member_weights, 0.0)
+            weights = np.where(is_used, config.member_weights, 0.0)
+            if not weights.any():
+                raise ConfigError("weights: all that weigh are broken")
+            learned["weights"] = weights
         case "constrained":
             if not is_used[config.constraint - 1] or is_used.sum() < 2:
                 raise ConfigError("constraint: that member, or every other one, is broken")
@@ -300,9 +333,15 @@ def _spread_out(weights: Floats, is_used: Bools) -> Floats:
 # Files
 
 
-def member_paths(folder: Path) -> list[str]:
-    """What the combiner in a folder combines: paths and Hugging Face ids, ready to be loaded."""
-    return [_place(folder, member["path"]) for member in _read(folder)["members"]]
+def member_paths(folder: Path, *, is_used: bool = False) -> list[str]:
+    """What the combiner in a folder combines: paths and Hugging Face ids, ready to be loaded.
+
+    Args:
+        is_used: without those that were found broken.
+    """
+    told = _read(folder)
+    takes_part = told["is_used"] if is_used else [True] * len(told["members"])
+    return [placed(folder, one["path"]) for one, wanted in zip(told["members"], takes_part, strict=True) if wanted]
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -337,12 +376,3 @@ def _read_recipe(folder: Path, told: dict[str, Any]) -> Recipe:
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != COMBINER]
-
-
-def _named(path: str, folder: Path) -> str:
-    """A member's folder as seen from the combiner's, else its Hugging Face id."""
-    return os.path.relpath(Path(path).resolve(), folder.resolve()) if Path(path).is_dir() else path
-
-
-def _place(folder: Path, name: str) -> str:
-    return str((folder / name).resolve()) if (folder / name).is_dir() else name

@@ -11,10 +11,9 @@ measured by combiners that were fitted on the others, and what is saved is fitte
 One member is in memory at a time.
 """
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,31 +22,29 @@ import numpy as np
 
 from training.alignment import ensemble, measures
 from training.alignment.bayesian_averaging import describe_collapse
-from training.alignment.combiner import Combiner, Recipe, fit_recipe, member_paths
+from training.alignment.combiner import Combiner, Recipe, Unused, fit_recipe, known
 from training.alignment.config import (
     COMBINING,
-    AverageWeightsConfig,
     CombineConfig,
     ConfigError,
-    LearningCurveConfig,
-    RejectionSamplingConfig,
-    RewardModelConfig,
-    SftConfig,
     split_names,
 )
 from training.alignment.ensemble import Bools, Floats, Ints, JudgedScores, Standardisation
 from training.alignment.fusion import gate_groups
 from training.alignment.measures import Clustered, Figure
 from training.alignment.member_checks import problems, temperatures
-from training.alignment.member_config import ImplicitRewardMember, RewardModelMember, is_member, read_member
-from training.alignment.preferences import PromptedResponses, RankedResponses, prompt_key, read_rankings
+from training.alignment.member_config import (
+    is_member,
+    read_member,
+)
+from training.alignment.preferences import RankedResponses, read_rankings
 from training.alignment.prompt_features import PromptFeatures
-from training.alignment.reward import COMBINER, OVERALL, load_reward, score_cache
+from training.alignment.provenance import TEST, VALIDATION, prompt_digest, trained_on
+from training.alignment.reward import COMBINER, load_reward, score_cache
 from training.alignment.reward_model import join_processes, score_rankings
 from training.alignment.run_dir import RunDir, StopFlag, replace_folder, write_json
 from training.alignment.score_cache import ScoreCache
 
-VALIDATION, TEST = "validation", "test"
 MAX_DISAGREEMENTS = 50
 SCORING_SHARE = 0.8  # of the progress
 
@@ -56,7 +53,7 @@ def combine(config: CombineConfig, run_dir: RunDir, stop: StopFlag) -> dict[str,
     """Score with all members, fit every way of combining, measure, and save the one that was asked for.
 
     Returns:
-        {"model", "method", "accuracy", "interval", "log_loss", "log_loss_gain" over the mean and its
+        {"model", "method", "accuracy", "interval", "log_loss", "log_loss_gain" over the best member and its
         "log_loss_gain_interval", "num_members", "num_used", "num_fit_rankings", "num_pairs", "num_prompts",
         "num_left_out", "num_missing"}.
 
@@ -69,8 +66,8 @@ def combine(config: CombineConfig, run_dir: RunDir, stop: StopFlag) -> dict[str,
         raise ConfigError("members: name two or more different rewards")
     accelerator = join_processes()
     incumbent = run_dir.locate(config.incumbent)
-    everyone = [*paths, *([incumbent] if incumbent and incumbent not in paths else [])]
-    rankings, num_left_out = _rankings(config, run_dir, paths, incumbent)
+    rankings, num_left_out, can_compare = _rankings(config, run_dir, paths, incumbent)
+    everyone = [*paths, *([incumbent] if can_compare and incumbent not in paths else [])]
     cache = score_cache() or ScoreCache(run_dir.path / "scores.sqlite3")
     digests: list[str] = []
     columns: list[list[list[float]]] = []
@@ -87,11 +84,11 @@ def combine(config: CombineConfig, run_dir: RunDir, stop: StopFlag) -> dict[str,
         del reward
     run = _Combining(config, paths, rankings, columns[: len(paths)], run_dir.locate(config.prompt_encoder))
     found = run.report()
-    if incumbent:
+    if can_compare:
         found |= {"against_incumbent": run.against(incumbent, columns[everyone.index(incumbent)])}
     if accelerator.is_main_process:
         write_json(run_dir.path / "report.json", {**found, "num_left_out": num_left_out})
-        members = tuple(_Named(digest) for digest in digests[: len(paths)])
+        members = tuple(Unused(digest) for digest in digests[: len(paths)])
         has_gate = run.recipe.network is not None and run.recipe.network.has_gate
         features = run.gate_features if has_gate else None
         combiner = Combiner(run.recipe, members, tuple(paths), config.aspect, features)
@@ -100,92 +97,37 @@ def combine(config: CombineConfig, run_dir: RunDir, stop: StopFlag) -> dict[str,
     return _headlines(found, run, num_left_out, str(run_dir.model))
 
 
-@dataclass(frozen=True)
-class _Named:
-    """A member of which nothing but its digest is needed any more."""
-
-    digest: str
-    aspects: tuple[str, ...] = (OVERALL,)
-    is_listwise: bool = False
-
-    def score_prompts(self, prompts: Sequence[PromptedResponses], aspect: str | None = None) -> Any:
-        raise NotImplementedError
-
-    def log_odds(self, aspect: str | None = None) -> float:
-        raise NotImplementedError
-
-
 # What there is to learn from
 
 
 def _rankings(
     config: CombineConfig, run_dir: RunDir, paths: Sequence[str], incumbent: str
-) -> tuple[list[RankedResponses], int]:
-    """Judged rankings of both splits that no member was trained on, and how many were left out for that.
+) -> tuple[list[RankedResponses], int, bool]:
+    """Judged rankings that no member was trained on, how many were left out, and if the incumbent is compared with.
 
-    The incumbent is only measured: what is fitted on may well be what it, too, was fitted on.
+    The incumbent is only measured: what is fitted on may well be what it, too, was fitted on. Where it has learned from
+    all that could be measured, it is not compared with, and nothing is left out for it.
     """
     splits = {VALIDATION, TEST}
-    path = run_dir.resolve(config.preferences)
-    told = [one for one in read_rankings(path) if one.split in splits and one.aspect == config.aspect]
-    decided = [ranked for ranked in told if ranked.is_decided]
+    told = read_rankings(run_dir.resolve(config.preferences))
+    decided = [one for one in told if one.split in splits and one.aspect == config.aspect and one.is_decided]
     seen = set[str]().union(*(trained_on(Path(path)) for path in paths))
-    only_fitted_on = trained_on(Path(incumbent)) - seen if incumbent else set[str]()
-    kept = [
-        ranked
-        for ranked in decided
-        if (digest := prompt_digest(ranked)) not in seen
-        and not (digest in only_fitted_on and (config.num_folds or ranked.split == TEST))
-    ]
-    present = {ranked.split for ranked in kept}
-    wanted = splits if not config.num_folds else present or splits
-    if missing := sorted(wanted - present):
+    fresh = [ranked for ranked in decided if prompt_digest(ranked) not in seen]
+    wanted = splits if not config.num_folds else {str(ranked.split) for ranked in fresh} or splits
+    if missing := sorted(wanted - {str(ranked.split) for ranked in fresh}):
         raise ConfigError(
             f"preferences: no decided judgment of aspect {config.aspect} is left in the {' and '.join(missing)} split"
-            + (
-                f"; {len(decided) - len(kept)} are on prompts that a member or the incumbent was trained on"
-                if decided
-                else ""
-            )
+            + (f"; {len(decided) - len(fresh)} are on prompts that a member was trained on" if decided else "")
         )
-    return kept, len(decided) - len(kept)
-
-
-def prompt_digest(ranked: RankedResponses) -> str:
-    return hashlib.sha256(prompt_key(ranked.prompt).encode()).hexdigest()
-
-
-def trained_on(path: Path) -> set[str]:
-    """Digests of the prompts from whose judgments the reward at a path has learned; of one from elsewhere, none known.
-
-    A combiner has learned from those it was fitted on, and by its members from theirs.
-    """
-    if is_member(path):
-        member = read_member(path)
-        models = [member.model] if isinstance(member, RewardModelMember) else []
-        if isinstance(member, ImplicitRewardMember):
-            models = [member.policy, member.reference_policy]
-        return set[str]().union(*(trained_on(path / model) for model in models))
-    found = set[str]()
-    if (path / COMBINER).is_file():
-        found = found.union(*(trained_on(Path(member)) for member in member_paths(path)))
-    run_dir = RunDir(path.parent)
-    if not (run_dir.path / "run.json").is_file():
-        return found
-    config = run_dir.config()
-    match config:
-        case AverageWeightsConfig():
-            return found.union(*(trained_on(Path(run_dir.locate(name))) for name in split_names(config.models)))
-        case CombineConfig():
-            splits = {VALIDATION, TEST} if config.num_folds else {VALIDATION}
-        case RewardModelConfig() | SftConfig() | RejectionSamplingConfig():
-            splits = {"train"} | ({VALIDATION} if isinstance(config, LearningCurveConfig) else set())
-        case _:
-            return found
-    preferences = run_dir.resolve(config.preferences) if config.preferences else None
-    if preferences is None or not preferences.is_file():
-        return found
-    return found | {prompt_digest(ranked) for ranked in read_rankings(preferences) if ranked.split in splits}
+    learned = trained_on(Path(incumbent)) if incumbent else set[str]()
+    honest = [
+        ranked
+        for ranked in fresh
+        if prompt_digest(ranked) not in learned or (ranked.split == VALIDATION and not config.num_folds)
+    ]
+    can_compare = bool(incumbent and honest) and (bool(config.num_folds) or any(one.split == TEST for one in honest))
+    kept = honest if can_compare else fresh
+    return kept, len(decided) - len(kept), can_compare
 
 
 # Fitting and measuring
@@ -203,7 +145,7 @@ class _Combining:
         encoder: str = "",
     ) -> None:
         self.config, self.paths, self.rankings = config, list(paths), list(rankings)
-        self.scores = padded(columns, [len(one.responses) for one in rankings])
+        self.scores = known(padded(columns, [len(one.responses) for one in rankings]))
         self.is_test = np.array([ranked.split == TEST for ranked in rankings])
         self.prompts = _numbers([prompt_digest(ranked) for ranked in rankings])
         self.gate_features: PromptFeatures | None = None
@@ -211,7 +153,7 @@ class _Combining:
         if config.has_gate:
             self.gate_features = PromptFeatures(encoder)
             features = self.gate_features([ranked.prompt for ranked in rankings])
-        self.standardisation = Standardisation.fit(self._reference(np.ones(len(rankings), dtype=bool)))
+        self.standardisation = Standardisation.fit(self._reference(self._fit_mask()))
         self.judged = JudgedScores(
             scores=self.standardisation.apply(self.scores),
             groups=_groups(rankings, self.scores.shape[1]),
@@ -219,6 +161,7 @@ class _Combining:
             weights=np.array([ranked.weight for ranked in rankings], dtype=np.float64),
             features=features,
         )
+        self.fits: dict[tuple[str, bytes, bytes], Recipe] = {}
         self.folds = self._folds()
         self.problems = problems(self.judged.select(self._fit_mask()))
         self.is_used = np.array([problem is None for problem in self.problems])
@@ -260,6 +203,12 @@ class _Combining:
     def fit(self, method: str, which: Bools, is_used: Bools | None = None) -> Recipe:
         """A method learned from some of the rankings, by some of the members."""
         used = self.is_used if is_used is None else is_used
+        key = (method, which.tobytes(), used.tobytes())
+        if key not in self.fits:
+            self.fits[key] = self._fit(method, which, used)
+        return self.fits[key]
+
+    def _fit(self, method: str, which: Bools, used: Bools) -> Recipe:
         judged = self.judged.select(which)
         reference, rows = self._responses(which)
         recipe = fit_recipe(method, judged, self.standardisation, is_used=used, reference=reference, config=self.config)
@@ -270,9 +219,15 @@ class _Combining:
         """(B, K) log-odds by combiners that were fitted on other prompts; nan where nothing is measured."""
         found = np.full(self.judged.groups.shape, np.nan)
         for fitted, measured in self.folds:
-            recipe = self.fit(method, fitted, is_used)
+            sound = self._sound(fitted)
+            recipe = self.fit(method, fitted, sound if is_used is None else sound & is_used)
             found[measured] = recipe.log_odds * recipe.judge(self.judged.select(measured))
         return found
+
+    def _sound(self, which: Bools) -> Bools:
+        """(M,) the members that nothing is wrong with on these rankings; all that take part, where none is."""
+        found = np.array([problem is None for problem in problems(self.judged.select(which))])
+        return found if found.any() else self.is_used
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -410,13 +365,16 @@ class _Combining:
         return {"name": self.paths[number], **gains}
 
     def _correlation(self) -> list[list[float | None]]:
-        """(M, M) Pearson's correlation of members' scores within prompts: only differences within one matter."""
-        scores = np.where(np.isnan(self.scores).any(-1, keepdims=True), np.nan, self.scores)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            centred = scores - ensemble.mean(scores.transpose(0, 2, 1))[:, None, :]
-            flat = centred[np.isfinite(centred).all(-1)]
-            found = np.corrcoef(flat.T) if len(flat) > 1 else np.full((len(self.paths),) * 2, np.nan)
-        return [[float(one) if math.isfinite(one) else None for one in row] for row in found]
+        """(M, M) Pearson's correlation of members' scores within prompts, over what both have scored."""
+        return [[self._correlated(one, other) for other in range(len(self.paths))] for one in range(len(self.paths))]
+
+    def _correlated(self, one: int, other: int) -> float | None:
+        scores = self.scores[:, :, [one, other]]
+        scores = np.where(np.isnan(scores).any(-1, keepdims=True), np.nan, scores)
+        centred = (scores - ensemble.mean(scores.transpose(0, 2, 1))[:, None, :]).reshape(-1, 2)
+        first, second = centred[np.isfinite(centred).all(1)].T
+        size = math.sqrt((first @ first) * (second @ second))
+        return float(first @ second / size) if size > 0 else None
 
     def _gate(self) -> dict[str, Any] | None:
         network, features = self.recipe.network, self.judged.features
@@ -427,10 +385,13 @@ class _Combining:
         return {"groups": gate_groups(network, features, texts, names, seed=self.config.seed)}
 
     def _disagreements(self) -> list[dict[str, Any]]:
-        """The measured pairs on which members differ most about how much better one response is."""
+        """Pairs on which members differ most about how much better one response is, the preferred one first.
+
+        They are of what may be learned from: to ask about test prompts would make a test of what is contested only.
+        """
         found: list[tuple[float, int, int, int]] = []
         scores = self.judged.scores[:, :, self.is_used]
-        for number in np.flatnonzero(self._measured()):
+        for number in np.flatnonzero(self._fit_mask()):
             for first, second in self.rankings[number].ordered_places():
                 differences = scores[number, first] - scores[number, second]
                 if np.isfinite(differences).all():
@@ -503,10 +464,10 @@ def _headlines(found: dict[str, Any], run: _Combining, num_left_out: int, model:
     return {
         "model": model,
         "method": found["method"],
-        "accuracy": _value(chosen["accuracy"], math.nan),
+        "accuracy": chosen["accuracy"] and chosen["accuracy"]["value"],
         "interval": chosen["accuracy"] and chosen["accuracy"]["interval"],
-        "log_loss": _value(chosen["log_loss"], math.nan),
-        "log_loss_gain": _value(gain, math.nan),
+        "log_loss": chosen["log_loss"] and chosen["log_loss"]["value"],
+        "log_loss_gain": gain and gain["value"],
         "log_loss_gain_interval": gain and gain["interval"],
         "num_members": len(run.paths),
         "num_used": int(run.is_used.sum()),

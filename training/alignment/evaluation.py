@@ -21,6 +21,7 @@ from training.alignment.config import ConfigError, EvaluateConfig, split_names
 from training.alignment.losses import ranking_loss
 from training.alignment.measures import Bools, Clustered, Figure, Floats, Ints, clustered_interval
 from training.alignment.preferences import ANY, RankedResponses, prompt_key, read_rankings
+from training.alignment.provenance import prompt_digest, trained_on
 from training.alignment.reward import Reward, Scored, load_reward, score_cache
 from training.alignment.reward_model import CHUNK, RewardModel, join_processes, score_rankings
 from training.alignment.run_dir import RunDir, StopFlag, write_json
@@ -28,6 +29,7 @@ from training.alignment.run_dir import RunDir, StopFlag, write_json
 SCORES, REPORT = ("scores.jsonl", "other_scores.jsonl"), "report.json"
 MAX_SLICES = 50  # of one kind
 NOT_TOLD = "not told"
+MIN_RESPONSES = 2  # of which a ranking says something
 STRENGTHS = {1: "slightly", 2: "strongly"}
 LENGTH_BUCKETS = (0.1, 0.25, 0.5)
 LENGTH_BUCKET_NAMES = ("up to 10 %", "10 to 25 %", "25 to 50 %", "over 50 %")
@@ -410,6 +412,9 @@ def _numbers(keys: Iterable[str]) -> list[int]:
 def evaluate(config: EvaluateConfig, run_dir: RunDir, stop: StopFlag) -> dict[str, Any]:
     """Score the rankings of a split and compare; report.json holds what `report` finds, the result its headlines.
 
+    Both tell besides "num_missing", responses that could not be scored and are left out, and "num_learned_prompts",
+    those from whose judgments one of the rewards has learned: where there are some, nothing is shown of other prompts.
+
     The scores are in scores.jsonl, a line for each ranking, and those of another reward model in other_scores.jsonl.
     A run that was stopped goes on after the last whole chunk of them. A file that names no split, as RewardBench's, is
     taken whole.
@@ -424,29 +429,38 @@ def evaluate(config: EvaluateConfig, run_dir: RunDir, stop: StopFlag) -> dict[st
     judged = [
         _judge(config, run_dir, accelerator, rankings, stop, names=names, number=number) for number in range(len(names))
     ]
-    rankings, (first, *others), num_missing = leave_out_missing(rankings, [one.nats for one in judged])
+    numbers, rankings, (first, *others), num_missing = leave_out_missing(rankings, [one.nats for one in judged])
+    temperatures = [[one.temperatures[number] for number in numbers] for one in judged]
     found = report(
         rankings,
         first,
-        temperature=judged[0].temperatures,
+        temperature=temperatures[0],
         num_truncated=judged[0].num_truncated,
         name=config.reward_model,
-        other=OtherModel(names[1], others[0], judged[1].temperatures) if others else None,
+        other=OtherModel(names[1], others[0], temperatures[1]) if others else None,
         seed=config.seed,
     )
+    learned = set[str]().union(*(trained_on(Path(run_dir.locate(name))) for name in names))
+    told = {
+        "num_missing": num_missing,
+        "num_learned_prompts": len(learned & {prompt_digest(ranked) for ranked in rankings}),
+    }
     if accelerator.is_main_process:
-        write_json(run_dir.path / REPORT, {**found, "num_missing": num_missing})
-    return {**measure(rankings, first, config.split), **headlines(found), "num_missing": num_missing}
+        write_json(run_dir.path / REPORT, {**found, **told})
+    return {**measure(rankings, first, config.split), **headlines(found), **told}
 
 
 def leave_out_missing(
     rankings: Sequence[RankedResponses], scores: Sequence[Sequence[Sequence[float]]]
-) -> tuple[list[RankedResponses], list[list[list[float]]], int]:
-    """Rankings of those responses that every reward could score, their scores, and how many responses were left out.
+) -> tuple[list[int], list[RankedResponses], list[list[list[float]]], int]:
+    """Rankings of those responses that every reward could score: their numbers, they, scores, and how many are missing.
+
+    A ranking of which fewer than two are left is left out as a whole.
 
     Args:
         scores: of each reward, (K,) for each ranking; nan where a response could not be scored.
     """
+    numbers: list[int] = []
     kept: list[RankedResponses] = []
     found: list[list[list[float]]] = [[] for _ in scores]
     num_missing = 0
@@ -454,10 +468,13 @@ def leave_out_missing(
         own = np.array([one[number] for one in scores], dtype=np.float64)
         places = np.flatnonzero(np.isfinite(own).all(axis=0)).tolist()
         num_missing += len(ranked.responses) - len(places)
+        if len(places) < MIN_RESPONSES:
+            continue
+        numbers.append(number)
         kept.append(ranked if len(places) == len(ranked.responses) else ranked.only(places))
         for values, mine in zip(found, own[:, places].tolist(), strict=True):
             values.append(mine)
-    return kept, found, num_missing
+    return numbers, kept, found, num_missing
 
 
 def headlines(found: dict[str, Any]) -> dict[str, Any]:

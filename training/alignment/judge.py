@@ -57,7 +57,7 @@ def load(
         allow_fast_products()
     name = str(folder / config.model) if (folder / config.model).is_dir() else config.model
     dtype = torch.float32 if device.type == "cpu" else "auto"
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False, use_safetensors=True)
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     return Judge(config, model.to(device).eval(), tokenizer, cache)  # type: ignore[arg-type]
 

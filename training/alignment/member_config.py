@@ -116,8 +116,8 @@ class ServedJudgeMember(_Judge):
         address = urlsplit(self.base_url)
         if address.scheme not in {"http", "https"} or not address.hostname:
             raise ConfigError("base_url: is no address of a server, such as http://127.0.0.1:8000/v1")
-        if address.username or address.password:
-            raise ConfigError("base_url: holds a password; put it into the environment variable of the key")
+        if address.username or address.password or address.query or address.fragment:
+            raise ConfigError("base_url: holds more than an address; a key belongs into the environment variable")
         if not VARIABLE.fullmatch(self.key_variable):
             raise ConfigError(
                 "key_variable: is the name of an environment variable, in capitals, digits and underscores; never a key"

@@ -15,7 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -27,6 +27,8 @@ from transformers import AutoModel, AutoTokenizer
 from training.alignment.baselines import WORD
 from training.alignment.ensemble import Floats
 from training.alignment.preferences import Messages
+from training.alignment.reward import named, placed
+from training.alignment.weights import weights_digest
 
 NUM_HASHED = 64
 MAX_TOKENS = 256  # of a prompt that an encoder reads: its end, which asks
@@ -60,7 +62,14 @@ class PromptFeatures:
     def save(self, folder: Path) -> None:
         """Write prompt_features.json: an encoder is named, not copied."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(json.dumps({"encoder": self.encoder}) + "\n", encoding="utf-8")
+        (folder / CONFIG).write_text(
+            json.dumps({"encoder": named(self.encoder, folder) if self.encoder else ""}) + "\n", encoding="utf-8"
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the encoder's weights, wherever it lies; empty for hashed words."""
+        return weights_digest(_load(self.encoder)[1]) if self.encoder else ""
 
     @classmethod
     def load(cls, folder: Path, device: Any = None) -> Self:
@@ -69,7 +78,8 @@ class PromptFeatures:
         Raises:
             OSError: there is nothing.
         """
-        return cls(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["encoder"], device)
+        encoder = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["encoder"]
+        return cls(placed(folder, encoder) if encoder else "", device)
 
 
 def _text(prompt: Messages) -> str:

@@ -20,6 +20,7 @@ Rewards are those of `RewardModel.score`: 0 is the mean and 1 the deviation on t
 import dataclasses
 import json
 import math
+import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,10 +36,11 @@ from scipy.special import stdtrit
 from training.alignment.config import ConfigError, RejectionSamplingConfig, RewardModelConfig
 from training.alignment.generation import sample
 from training.alignment.preferences import Messages, PromptedResponses, prompt_key, read_rankings
-from training.alignment.reward import load_reward, score_cache
+from training.alignment.reward import Reward, load_reward, score_cache
 from training.alignment.reward_model import agree, join_processes
 from training.alignment.reward_training import train_reward_model
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag, write_whole
+from training.alignment.scoring import disagreeing
 from training.alignment.sft import Example, Stage, fine_tune, load_policy, read_examples
 
 NUM_COMPARED = 256  # responses of each policy to held-out prompts, at least 4 for each prompt and at most 16
@@ -82,9 +84,18 @@ def run_rejection_sampling(config: RejectionSamplingConfig, run_dir: RunDir, sto
     """
     if not config.reward_model:
         raise ConfigError("reward_model: none is given")
-    if config.held_out_reward_model == config.reward_model:
-        raise ConfigError("held_out_reward_model: is the one that selects")
+    if _parts(run_dir, config.reward_model) & _parts(run_dir, config.held_out_reward_model):
+        raise ConfigError("held_out_reward_model: is the one that selects, or a part of it")
     return _Run(config, run_dir, stop, join_processes()).result()
+
+
+def _parts(run_dir: RunDir, name: str) -> set[str]:
+    """A reward's path, and those of all that it combines."""
+    if not name:
+        return set()
+    path = run_dir.locate(name)
+    own = {os.path.realpath(path) if Path(path).is_dir() else path}
+    return own.union(*(_parts(run_dir, part) for part in disagreeing([path]) if part != path))
 
 
 def best_of(rewards: Sequence[float], rng: random.Random) -> int | None:
@@ -217,11 +228,11 @@ class _Run:
             if not candidates:
                 raise ConfigError("policy: every response that it gives is empty")
             rewards = self._score(self.run_dir.locate(self.config.reward_model), candidates, SCORE)
+            if not any(_known(own) for own in rewards):
+                raise ConfigError("reward_model: it could score none of the responses")
             if self.accelerator.is_main_process:
                 _write_lines(path, self._best(candidates, rewards))
             self.accelerator.wait_for_everyone()
-        if path.stat().st_size == 0:
-            raise ConfigError("reward_model: it could score none of the responses")
         return list(read_examples(path))
 
     def _best(
@@ -240,9 +251,16 @@ class _Run:
         at_once = max(1, SCORED_TOGETHER // max(1, self.config.num_samples))
         for start in range(0, len(prompts), at_once):
             self._leave_if_asked()
-            found += [scored.scores for scored in reward.score_prompts(prompts[start : start + at_once])]
+            found += self._score_some(reward, prompts[start : start + at_once])
             self._log(stage, len(found) / len(prompts), len(found))
         return found
+
+    def _score_some(self, reward: Reward, prompts: Sequence[PromptedResponses]) -> list[list[float]]:
+        """Each process scores its share of the prompts; all get all."""
+        rank, size = self.accelerator.process_index, self.accelerator.num_processes
+        mine = [scored.scores for scored in reward.score_prompts(prompts[rank::size])]
+        shares = gather_object([mine]) if size > 1 else [mine]
+        return [shares[place % size][place // size] for place in range(len(prompts))]
 
     def _fine_tune(self, winners: Sequence[Example]) -> dict[str, Any]:
         path = self.run_dir.path / "fine_tuning.json"

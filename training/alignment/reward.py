@@ -103,7 +103,7 @@ def load_reward(
         member = read_member(folder)
         if not isinstance(member, RewardModelMember):
             return _cached(_load_member(member, folder, device, cache), None if member.kind in QUICK else cache)
-        path, max_length, aspect = _inside(folder, member.model), member.max_length or max_length, member.aspect
+        path, max_length, aspect = placed(folder, member.model), member.max_length or max_length, member.aspect
         return _cached(OneAspect(_load_model(path, device, max_length, max_tokens, aspect), aspect), cache)
     elif (folder / COMBINER).is_file():
         return importlib.import_module("training.alignment.combiner").Combiner.load(folder, device, cache=cache)
@@ -161,6 +161,11 @@ def _cached(reward: Reward, cache: "ScoreCache | None") -> Reward:
     return reward if cache is None or reward.is_listwise else Cached(reward, cache)
 
 
-def _inside(folder: Path, name: str) -> str:
-    """A path that a member names: relative to its folder, where there is such a folder, else a Hugging Face id."""
-    return str(folder / name) if (folder / name).is_dir() else name
+def placed(folder: Path, name: str) -> str:
+    """A path that a file in `folder` names: relative to it, where there is such a folder, else a Hugging Face id."""
+    return str((folder / name).resolve()) if (folder / name).is_dir() else name
+
+
+def named(path: str, folder: Path) -> str:
+    """How a file in `folder` names a path, so that both can be moved together; a Hugging Face id by itself."""
+    return os.path.relpath(Path(path).resolve(), folder.resolve()) if Path(path).is_dir() else path

@@ -52,10 +52,10 @@ def score_comparisons(config: ScoreComparisonsConfig, run_dir: RunDir, stop: Sto
 
 
 def disagreeing(paths: Sequence[str]) -> list[str]:
-    """The rewards at these paths, each once; a combiner stands for its members, whose disagreement is its spread."""
+    """The rewards at these paths, each once; a combiner stands for those of its members that take part."""
     found: dict[str, None] = {}
     for path in paths:
-        own = member_paths(Path(path)) if (Path(path) / COMBINER).is_file() else []
+        own = member_paths(Path(path), is_used=True) if (Path(path) / COMBINER).is_file() else []
         found |= dict.fromkeys(disagreeing(own) if own else [path])
     return list(found)
 

@@ -10,11 +10,12 @@ import pytest
 from tests.training.alignment.material import StopAt, write_rankings
 from tests.training.reports import gains, make_combination, names_of
 from training.alignment.combiner import Combiner
-from training.alignment.combining import _rankings, combine, prompt_digest, trained_on
+from training.alignment.combining import _rankings, combine
 from training.alignment.config import COMBINING, CombineConfig, ConfigError, EvaluateConfig
 from training.alignment.evaluation import evaluate
 from training.alignment.member_config import FormatRule, LengthRule, RepetitionRule, write_member
 from training.alignment.preferences import PromptedResponses, read_rankings
+from training.alignment.provenance import prompt_digest, trained_on
 from training.alignment.reward import load_reward
 from training.alignment.reward_model import RewardModel
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag
@@ -117,12 +118,25 @@ def test_what_the_incumbent_was_fitted_on_is_fitted_on_again_and_not_measured_on
     decided = Counter(ranked.split for ranked in read_rankings(preferences) if ranked.is_decided)
     members = config.members.split(", ")[1:]
 
-    kept, num_left_out = _rankings(dataclasses.replace(config, num_folds=num_folds), finished[0], members, model)
+    kept, num_left_out, can_compare = _rankings(
+        dataclasses.replace(config, num_folds=num_folds), finished[0], members, model
+    )
 
     assert Counter(ranked.split for ranked in kept) == {split: decided[split] for split in splits}
     assert num_left_out == decided.total() - len(kept)
+    assert can_compare
     with pytest.raises(ConfigError, match=f"left in the validation split; {decided['validation']} are on prompts"):
         _rankings(config, finished[0], [*members, model], "")
+
+
+def test_an_incumbent_that_learned_from_all_of_it_is_not_compared_with(finished, config, preferences, tmp_path):
+    crosswise = RunDir.create(tmp_path / "crosswise", dataclasses.replace(config, num_folds=2))
+    crosswise.model.mkdir()
+    decided = sum(ranked.is_decided for ranked in read_rankings(preferences))
+
+    kept, num_left_out, can_compare = _rankings(config, finished[0], config.members.split(", "), str(crosswise.model))
+
+    assert (len(kept), num_left_out, can_compare) == (decided, 0, False)
 
 
 def test_what_is_saved_scores_as_what_was_measured_and_is_calibrated(finished, preferences):

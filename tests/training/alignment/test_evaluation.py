@@ -13,6 +13,7 @@ from training.alignment.evaluation import (
     clustered_interval,
     evaluate,
     headlines,
+    leave_out_missing,
     measure,
     pairwise_accuracy,
     report,
@@ -448,8 +449,9 @@ def test_an_evaluation_scores_every_ranking(run_dir, reward_model_folder, rankin
     ]
     nats = [[model.std * score for score in row["scores"]] for row in rows]
     expected = report(rankings, nats, temperature=model.temperature, name=str(reward_model_folder))
-    assert read_report(run_dir) == {**expected, "num_missing": 0}
-    assert result == {**measure(rankings, nats), **headlines(expected), "num_missing": 0}
+    told = {"num_missing": 0, "num_learned_prompts": 48}  # the fixture takes all splits, the training one too
+    assert read_report(run_dir) == {**expected, **told}
+    assert result == {**measure(rankings, nats), **headlines(expected), **told}
     assert [line["progress"] for line in run_dir.read_metrics()] == [1.0]
 
 
@@ -525,3 +527,16 @@ def test_a_stopped_evaluation_goes_on(run_dir, tmp_path, reward_model_folder, lo
 
     assert evaluate(config, run_dir, StopFlag()) == expected
     assert scores.read_text() == (whole.path / "scores.jsonl").read_text()
+
+
+def test_what_could_not_be_scored_is_left_out_with_its_ranking_where_too_little_is_left():
+    rankings = [ranked("a", (0,), (1,), (2,)), ranked("b", (0,), (1,)), ranked("c", (0,), (1,))]
+    first = [[3.0, math.nan, 1.0], [1.0, math.nan], [2.0, 1.0]]
+    second = [[1.0, 2.0, 3.0], [1.0, 2.0], [math.nan, math.nan]]
+
+    numbers, kept, scores, num_missing = leave_out_missing(rankings, [first, second])
+
+    assert numbers == [0]
+    assert kept == [dataclasses.replace(rankings[0], responses=("text", "text"), ranking=((0,), (1,)))]
+    assert scores == [[[3.0, 1.0]], [[1.0, 3.0]]]
+    assert num_missing == 1 + 1 + 2

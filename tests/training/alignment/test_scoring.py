@@ -133,7 +133,8 @@ def test_a_combiner_stands_for_its_members(tmp_path):
     inner, outer = tmp_path / "inner", tmp_path / "outer"
     for folder, members in ((inner, ["org/one", "org/two"]), (outer, [str(inner), "org/three"])):
         folder.mkdir()
-        told = {"kind": "combiner", "members": [{"path": member} for member in members], "files": {}}
+        told = {"kind": "combiner", "members": [{"path": member} for member in [*members, "org/broken"]], "files": {}}
+        told["is_used"] = [True, True, False]
         (folder / "combiner.json").write_text(json.dumps(told), encoding="utf-8")
 
     assert disagreeing([str(outer), "org/two", "org/four"]) == ["org/one", "org/two", "org/three", "org/four"]
