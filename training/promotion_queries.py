@@ -354,13 +354,16 @@ def box(run: TrainingRun, user: Any) -> Box | None:
     )
 
 
+NOT_ASKED_AGAIN = {"preferences", "incumbent"}  # the preference set is asked for, the incumbent another
+
+
 def _start(run: TrainingRun, incumbent: TrainingRun | None, user: Any) -> tuple[str, str]:
     """The kind of run that measures what the gate asks for, and what its start page is filled in with."""
     models = [str(one.model_dir.resolve()) for one in (run, incumbent) if one]
     names = comparison_queries.as_a_person_writes(user, models)
     asked: dict[str, Any] = {"preference_set": run.preference_set_id}
     if _is_combined_again(run, incumbent):
-        asked |= {name: run.config.get(name, "") for name in ("members", "method", "num_folds")}
+        asked |= {name: value for name, value in run.config.items() if name not in NOT_ASKED_AGAIN}
         return Kind.COMBINE, urlencode({**asked, "incumbent": names[1]})
     asked |= dict(zip(("reward_model", "other_reward_model"), names, strict=False))
     return Kind.EVALUATE, urlencode({**asked, "split": TEST_SPLIT})

@@ -40,7 +40,7 @@ from training.alignment.member_config import (
 from training.alignment.preferences import RankedResponses, read_rankings
 from training.alignment.prompt_features import PromptFeatures
 from training.alignment.provenance import TEST, VALIDATION, prompt_digest, trained_on
-from training.alignment.reward import COMBINER, load_reward, score_cache
+from training.alignment.reward import COMBINER, load_reward, score_cache, told_by
 from training.alignment.reward_model import join_processes, score_rankings
 from training.alignment.run_dir import RunDir, StopFlag, replace_folder, write_json
 from training.alignment.score_cache import ScoreCache
@@ -55,7 +55,7 @@ def combine(config: CombineConfig, run_dir: RunDir, stop: StopFlag) -> dict[str,
     Returns:
         {"model", "method", "accuracy", "interval", "log_loss", "log_loss_gain" over the best member and its
         "log_loss_gain_interval", "num_members", "num_used", "num_fit_rankings", "num_pairs", "num_prompts",
-        "num_left_out", "num_missing"}.
+        "num_left_out", "num_missing", "unanswered": for each judge, how many questions for which reason}.
 
     Raises:
         ConfigError: fewer than two members, or no judgments to fit or to measure on are left.
@@ -70,6 +70,7 @@ def combine(config: CombineConfig, run_dir: RunDir, stop: StopFlag) -> dict[str,
     everyone = [*paths, *([incumbent] if can_compare and incumbent not in paths else [])]
     cache = score_cache() or ScoreCache(run_dir.path / "scores.sqlite3")
     digests: list[str] = []
+    told: list[dict[str, Any]] = []
     columns: list[list[list[float]]] = []
     for number, path in enumerate(everyone):
         reward = load_reward(path, accelerator.device, max_tokens=config.max_tokens, aspect=config.aspect, cache=cache)
@@ -81,9 +82,12 @@ def combine(config: CombineConfig, run_dir: RunDir, stop: StopFlag) -> dict[str,
                 run_dir.log(step=number, phase="score", progress=progress)
         columns.append(own)
         digests.append(reward.digest)
+        told.append(told_by(reward))
         del reward
     run = _Combining(config, paths, rankings, columns[: len(paths)], run_dir.locate(config.prompt_encoder))
     found = run.report()
+    for member, own_words in zip(found["members"], told, strict=False):
+        member.update(own_words)
     if can_compare:
         found |= {"against_incumbent": run.against(incumbent, columns[everyone.index(incumbent)])}
     if accelerator.is_main_process:
@@ -476,4 +480,5 @@ def _headlines(found: dict[str, Any], run: _Combining, num_left_out: int, model:
         "num_prompts": found["num_test"]["prompts"],
         "num_left_out": num_left_out,
         "num_missing": sum(member["num_missing"] for member in found["members"]),
+        "unanswered": {one["path"]: one["unanswered"] for one in found["members"] if "unanswered" in one},
     }

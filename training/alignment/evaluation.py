@@ -22,7 +22,7 @@ from training.alignment.losses import ranking_loss
 from training.alignment.measures import Bools, Clustered, Figure, Floats, Ints, clustered_interval
 from training.alignment.preferences import ANY, RankedResponses, prompt_key, read_rankings
 from training.alignment.provenance import prompt_digest, trained_on
-from training.alignment.reward import Reward, Scored, load_reward, score_cache
+from training.alignment.reward import Reward, Scored, load_reward, score_cache, told_by
 from training.alignment.reward_model import CHUNK, RewardModel, join_processes, score_rankings
 from training.alignment.run_dir import RunDir, StopFlag, write_json
 
@@ -447,7 +447,7 @@ def evaluate(config: EvaluateConfig, run_dir: RunDir, stop: StopFlag) -> dict[st
     }
     if accelerator.is_main_process:
         write_json(run_dir.path / REPORT, {**found, **told})
-    return {**measure(rankings, first, config.split), **headlines(found), **told}
+    return {**measure(rankings, first, config.split), **headlines(found), **told, **judged[0].told}
 
 
 def leave_out_missing(
@@ -505,6 +505,7 @@ class _Judged:
     nats: list[list[float]]
     temperatures: list[float]
     num_truncated: int
+    told: dict[str, Any]
 
 
 def _read_chosen(config: EvaluateConfig, run_dir: RunDir) -> list[RankedResponses]:
@@ -558,6 +559,7 @@ def _judge(
         nats=[[nats * score for score in one.scores] for (nats, _), one in zip(scales, scored, strict=True)],
         temperatures=[temperature for _, temperature in scales],
         num_truncated=sum(one.num_truncated for one in scored),
+        told=told_by(reward),
     )
 
 

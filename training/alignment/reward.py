@@ -134,6 +134,24 @@ class OneAspect:
         return self.model.log_odds()
 
 
+def told_by(reward: Reward) -> dict[str, Any]:
+    """What a judge tells of its work so far, in this process: nothing where there is nothing to tell.
+
+    Returns:
+        "unanswered", how many questions for which reason; "cost" and "num_requests" of a server; "position_bias" of
+        pairs that were seen in both orders, in logits.
+    """
+    judge: Any = getattr(reward, "reward", reward)  # what a cache stands before
+    found: dict[str, Any] = {}
+    if failures := getattr(judge, "failures", None):
+        found["unanswered"] = dict(failures)
+    if usage := getattr(judge, "usage", None):
+        found |= {"cost": usage.cost, "num_requests": usage.num_requests}
+    if reward.is_listwise and (judging := getattr(judge, "judging", None)):
+        found["position_bias"] = judging.bias.as_dict()
+    return found
+
+
 def score_cache() -> "ScoreCache | None":
     """The cache that the environment names, if it names one."""
     from training.alignment.score_cache import ScoreCache  # noqa: PLC0415 -- it knows rewards

@@ -1,12 +1,14 @@
 import dataclasses
 import json
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
 from training.alignment.config import ConfigError, RewardModelConfig
 from training.alignment.member_config import LengthRule, RewardModelMember, write_member
 from training.alignment.preferences import PromptedResponses
-from training.alignment.reward import Reward, load_reward, score_cache
+from training.alignment.reward import Reward, load_reward, score_cache, told_by
 from training.alignment.reward_model import RewardModel
 from training.alignment.reward_training import train_reward_model
 from training.alignment.run_dir import RunDir, StopFlag
@@ -109,3 +111,20 @@ def test_a_reward_says_by_itself_what_it_depends_on(reward_model_folder):
 
     assert len(digests) == 3
     assert all(len(digest) == 64 for digest in digests)
+
+
+def test_a_judge_tells_of_its_work_and_a_rule_has_nothing_to_tell(tmp_path):
+    rule = load_reward(write_member(tmp_path / "short", LengthRule(target=2, tolerance=0)))
+    usage = SimpleNamespace(cost=0.5, num_requests=3)
+    bias = SimpleNamespace(as_dict=lambda: {"num_pairs": 4, "mean": 0.1, "deviation": 0.2})
+    judge = SimpleNamespace(
+        failures=Counter({"cost limit": 2}), usage=usage, judging=SimpleNamespace(bias=bias), is_listwise=True
+    )
+
+    assert told_by(rule) == {}
+    assert told_by(judge) == {
+        "unanswered": {"cost limit": 2},
+        "cost": 0.5,
+        "num_requests": 3,
+        "position_bias": {"num_pairs": 4, "mean": 0.1, "deviation": 0.2},
+    }
