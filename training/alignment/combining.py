@@ -23,20 +23,12 @@ import numpy as np
 from training.alignment import ensemble, measures
 from training.alignment.bayesian_averaging import describe_collapse
 from training.alignment.combiner import Combiner, Recipe, Unused, fit_recipe, known
-from training.alignment.config import (
-    COMBINING,
-    CombineConfig,
-    ConfigError,
-    split_names,
-)
+from training.alignment.config import COMBINING, CombineConfig, ConfigError, split_names
 from training.alignment.ensemble import Bools, Floats, Ints, JudgedScores, Standardisation
 from training.alignment.fusion import gate_groups
 from training.alignment.measures import Clustered, Figure
 from training.alignment.member_checks import problems, temperatures
-from training.alignment.member_config import (
-    is_member,
-    read_member,
-)
+from training.alignment.member_config import is_member, read_member
 from training.alignment.preferences import RankedResponses, read_rankings
 from training.alignment.prompt_features import PromptFeatures
 from training.alignment.provenance import TEST, VALIDATION, prompt_digest, trained_on
@@ -166,6 +158,7 @@ class _Combining:
             features=features,
         )
         self.fits: dict[tuple[str, bytes, bytes], Recipe] = {}
+        self.failures: dict[str, str] = {}
         self.folds = self._folds()
         self.problems = problems(self.judged.select(self._fit_mask()))
         self.is_used = np.array([problem is None for problem in self.problems])
@@ -223,9 +216,10 @@ class _Combining:
         """(B, K) log-odds by combiners that were fitted on other prompts; nan where nothing is measured."""
         found = np.full(self.judged.groups.shape, np.nan)
         for fitted, measured in self.folds:
-            sound = self._sound(fitted)
-            recipe = self.fit(method, fitted, sound if is_used is None else sound & is_used)
-            found[measured] = recipe.log_odds * recipe.judge(self.judged.select(measured))
+            used = self._sound(fitted) & (True if is_used is None else is_used)
+            if used.any():
+                recipe = self.fit(method, fitted, used)
+                found[measured] = recipe.log_odds * recipe.judge(self.judged.select(measured))
         return found
 
     def _sound(self, which: Bools) -> Bools:
@@ -240,7 +234,18 @@ class _Combining:
 
     @cached_property
     def combined(self) -> dict[str, Floats]:
-        return {method: self.held_out(method) for method in dict.fromkeys([*COMBINING, self.config.method])}
+        return {method: self._tried(method) for method in dict.fromkeys([*COMBINING, self.config.method])}
+
+    def _tried(self, method: str) -> Floats:
+        """What cannot be fitted is told, and costs the others nothing, unless it is what was asked for."""
+        try:
+            self.fit(method, self._fit_mask())
+            return self.held_out(method)
+        except (RuntimeError, ValueError) as error:
+            if method == self.config.method:
+                raise ConfigError(f"method: {method} cannot be fitted to these judgments: {error}") from error
+            self.failures[method] = f"Not fitted: {error}"
+            return np.full(self.judged.groups.shape, np.nan)
 
     @cached_property
     def by_member(self) -> list[Floats]:
@@ -308,16 +313,16 @@ class _Combining:
         }
 
     def _combiner(self, method: str, best: int) -> dict[str, Any]:
-        recipe = self.recipe if method == self.config.method else self.fit(method, self._fit_mask())
         own = self.combined[method]
+        recipe = None if method in self.failures else self.fit(method, self._fit_mask())
         mean = self.combined["mean"]
         return {
             "method": method,
             **self._figures(own),
             "against_best_member": {"name": self.paths[best], **self._paired(own, self.by_member[best])},
             "against_mean": {"name": "mean", **self._paired(own, mean)},
-            "weights": _shares(recipe, self.paths),
-            "warning": self._warning(method, recipe),
+            "weights": recipe and _shares(recipe, self.paths),
+            "warning": self._warning(method, recipe) if recipe else self.failures[method],
         }
 
     def _warning(self, method: str, recipe: Recipe) -> str | None:

@@ -298,3 +298,20 @@ def test_each_way_of_combining_is_loaded_as_it_was_saved(config, tmp_path, prefe
     found = evaluate(evaluation, RunDir.create(tmp_path / "evaluation", evaluation), StopFlag())
     assert found["accuracy"] == pytest.approx(result["accuracy"])
     assert found["log_loss"] == pytest.approx(result["log_loss"], abs=1e-5)
+
+
+def test_what_cannot_be_fitted_costs_the_others_nothing(config, tmp_path, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("it did not converge")
+
+    monkeypatch.setattr("training.alignment.combiner.fit_fusion", fails)
+    run_dir = RunDir.create(tmp_path / "run", config)
+
+    combine(config, run_dir, StopFlag())
+
+    by_method = {one["method"]: one for one in read_report(run_dir)["combiners"]}
+    assert (by_method["fusion"]["accuracy"], by_method["fusion"]["weights"]) == (None, None)
+    assert by_method["fusion"]["warning"] == "Not fitted: it did not converge"
+    assert by_method["stacking"]["accuracy"] is not None
+    with pytest.raises(ConfigError, match=r"^method: fusion cannot be fitted to these judgments: it did not converge$"):
+        combine(dataclasses.replace(config, method="fusion"), run_dir, StopFlag())

@@ -1,6 +1,7 @@
 import itertools
 import json
 import random
+import shutil
 from collections import Counter
 from math import nan
 from pathlib import Path
@@ -229,7 +230,7 @@ def test_the_held_out_reward_model_has_another_seed_and_the_selecting_ones_setti
 
 def test_a_given_held_out_reward_model_grades(prepare, reward_run, tmp_path):
     given = tmp_path / "given"
-    given.symlink_to(reward_run.model)
+    shutil.copytree(reward_run.model, given)
     config, run_dir = prepare(tmp_path / "run", held_out_reward_model=str(given))
 
     result = run_rejection_sampling(config, run_dir, StopFlag())
@@ -238,6 +239,14 @@ def test_a_given_held_out_reward_model_grades(prepare, reward_run, tmp_path):
     assert "held_out_accuracy" not in result
     assert result["held_out_reward_gain"] == result["reward_gain"]
     assert not (run_dir.path / "held_out_reward_model").exists()
+
+
+def test_who_selects_does_not_grade_under_another_name(prepare, reward_run, tmp_path):
+    (tmp_path / "alias").symlink_to(reward_run.model)
+    config, run_dir = prepare(tmp_path / "run", held_out_reward_model=str(tmp_path / "alias"))
+
+    with pytest.raises(ConfigError, match=r"^held_out_reward_model: is the one that selects, or a part of it$"):
+        run_rejection_sampling(config, run_dir, StopFlag())
 
 
 def test_a_foreign_reward_model_is_checked_by_one_on_the_policy(prepare, reward_run, llama_folder, tmp_path):
