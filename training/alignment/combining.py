@@ -47,7 +47,8 @@ def combine(config: CombineConfig, run_dir: RunDir, stop: StopFlag) -> dict[str,
     Returns:
         {"model", "method", "accuracy", "interval", "log_loss", "log_loss_gain" over the best member and its
         "log_loss_gain_interval", "num_members", "num_used", "num_fit_rankings", "num_pairs", "num_prompts",
-        "num_left_out", "num_missing", "unanswered": for each judge, how many questions for which reason}.
+        "num_left_out", "num_missing"}, and "unanswered" where there are some: of each judge, how many questions
+        for which reason.
 
     Raises:
         ConfigError: fewer than two members, or no judgments to fit or to measure on are left.
@@ -470,6 +471,7 @@ def _value(figure: Figure, otherwise: float) -> float:
 def _headlines(found: dict[str, Any], run: _Combining, num_left_out: int, model: str) -> dict[str, Any]:
     chosen = next(one for one in found["combiners"] if one["method"] == found["method"])
     gain = chosen["against_best_member"]["log_loss_gain"]
+    unanswered = {one["path"]: one["unanswered"] for one in found["members"] if "unanswered" in one}
     return {
         "model": model,
         "method": found["method"],
@@ -485,5 +487,5 @@ def _headlines(found: dict[str, Any], run: _Combining, num_left_out: int, model:
         "num_prompts": found["num_test"]["prompts"],
         "num_left_out": num_left_out,
         "num_missing": sum(member["num_missing"] for member in found["members"]),
-        "unanswered": {one["path"]: one["unanswered"] for one in found["members"] if "unanswered" in one},
+        **({"unanswered": unanswered} if unanswered else {}),
     }
