@@ -5,7 +5,8 @@ the minimum and the variance all by itself. Every rule is a function of one resp
 combined score depends on the response alone, and never on what it is compared with.
 
 **Missing.** A score that is nan is missing, not 0: the member is left out and the others make up for it; where all are
-missing, so is the combination.
+missing, so is the combination. A member that is silent takes its doubts with it: the worst case of the others is no
+lower, and their spread may be less, so a member that a policy could make silent is no guard.
 
 **Which rule.** What all members overrate, each of these overrates; what some overrate, the mean overrates by their
 share, and the median, the worst case and the uncertainty-weighted mean by less. That is what they are for: a policy
