@@ -144,7 +144,7 @@ class _Combining:
         self.config, self.paths, self.rankings = config, list(paths), list(rankings)
         self.scores = known(padded(columns, [len(one.responses) for one in rankings]))
         self.is_test = np.array([ranked.split == TEST for ranked in rankings])
-        self.prompts = _numbers([prompt_digest(ranked) for ranked in rankings])
+        self.prompts = measures.numbered(prompt_digest(ranked) for ranked in rankings)
         self.gate_features: PromptFeatures | None = None
         features = None
         if config.has_gate:
@@ -435,11 +435,6 @@ def _groups(rankings: Sequence[RankedResponses], width: int) -> Ints:
     for number, ranked in enumerate(rankings):
         found[number, : len(ranked.responses)] = ranked.groups
     return found
-
-
-def _numbers(keys: Sequence[str]) -> Ints:
-    known: dict[str, int] = {}
-    return np.array([known.setdefault(key, len(known)) for key in keys], dtype=np.int64)
 
 
 def _one_each(found: Sequence[tuple[float, int, int, int]]) -> Iterator[tuple[float, int, int, int]]:

@@ -7,7 +7,7 @@ scores a file first. The prompts, not the pairs, are what an interval counts as 
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +22,7 @@ from training.alignment.losses import ranking_loss
 from training.alignment.measures import Bools, Clustered, Figure, Floats, Ints, clustered_interval
 from training.alignment.preferences import ANY, RankedResponses, prompt_key, read_rankings
 from training.alignment.provenance import prompt_digest, trained_on
-from training.alignment.reward import Reward, Scored, load_reward, score_cache, told_by
+from training.alignment.reward import Reward, Scored, as_json, load_reward, score_cache, told_by, uncached
 from training.alignment.reward_model import CHUNK, RewardModel, join_processes, score_rankings
 from training.alignment.run_dir import RunDir, StopFlag, write_json
 
@@ -152,7 +152,7 @@ def report(
     """
     temperatures = np.broadcast_to(np.asarray(temperature, dtype=np.float64), len(rankings))
     pairs = _Pairs.of(rankings, scores, other.scores if other else scores)
-    prompts = np.array(_numbers(prompt_key(ranked.prompt) for ranked in rankings), dtype=np.int64)
+    prompts = measures.numbered(prompt_key(ranked.prompt) for ranked in rankings)
     ordered = pairs.where(~pairs.is_tied)
     by_prompt = Clustered(prompts[ordered.ranking], seed)
     by_ranking = _Rankings(rankings, scores, pairs, prompts, seed)
@@ -403,12 +403,6 @@ def _groups_by_text(ranked: RankedResponses) -> list[int]:
     return [groups[place] for place in sorted(range(len(groups)), key=ranked.responses.__getitem__)]
 
 
-def _numbers(keys: Iterable[str]) -> list[int]:
-    """A number for each key, the same for equal ones."""
-    known: dict[str, int] = {}
-    return [known.setdefault(key, len(known)) for key in keys]
-
-
 def evaluate(config: EvaluateConfig, run_dir: RunDir, stop: StopFlag) -> dict[str, Any]:
     """Score the rankings of a split and compare; report.json holds what `report` finds, the result its headlines.
 
@@ -565,7 +559,7 @@ def _judge(
 
 def scale(reward: Reward, aspect: str | None = None) -> tuple[float, float]:
     """Nats in a unit of score, and the temperature that turns nats into log-odds."""
-    model = getattr(reward, "reward", reward)  # what a cache stands before
+    model = uncached(reward)
     if isinstance(model, RewardModel):
         head = model.head_of(aspect)
         return model.stds[head], model.temperatures[head]
@@ -575,9 +569,9 @@ def scale(reward: Reward, aspect: str | None = None) -> tuple[float, float]:
 def _write_scores(path: Path, mode: str, rankings: Sequence[RankedResponses], scored: Sequence[Scored]) -> None:
     with path.open(mode, encoding="utf-8") as file:
         for ranked, one in zip(rankings, scored, strict=False):
-            scores = [score if math.isfinite(score) else None for score in one.scores]
-            line = {"id": ranked.id, "scores": scores, "num_truncated": one.num_truncated}
-            file.write(json.dumps(line if one.spread is None else {**line, "spread": one.spread}) + "\n")
+            line = {"id": ranked.id, "scores": as_json(one.scores), "num_truncated": one.num_truncated}
+            told = line if one.spread is None else {**line, "spread": as_json(one.spread)}
+            file.write(json.dumps(told) + "\n")
 
 
 def _read_scores(path: Path) -> Iterator[Scored]:

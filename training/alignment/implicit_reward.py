@@ -32,7 +32,7 @@ from training.alignment.config import ConfigError
 from training.alignment.member_config import ImplicitRewardMember
 from training.alignment.preferences import Encoded, PromptedResponses, encode, tokenizer_digest
 from training.alignment.products import allow_fast_products
-from training.alignment.reward import OVERALL, Scored
+from training.alignment.reward import OVERALL, Scored, placed
 from training.alignment.reward_net import fit_length
 from training.alignment.weights import weights_digest
 
@@ -65,7 +65,7 @@ def load(
     if device.type == "cpu":
         allow_fast_products()
     (policy, tokenizer), (reference_policy, reference_tokenizer) = (
-        _load_policy(_inside(folder, name)) for name in (config.policy, config.reference_policy)
+        _load_policy(placed(folder, name)) for name in (config.policy, config.reference_policy)
     )
     require_same_tokens(tokenizer, reference_tokenizer)
     return ImplicitReward(
@@ -203,13 +203,8 @@ def _load_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ConfigError(f"{name} holds adapters, but not in {ADAPTER_WEIGHTS}")
     told = json.loads((folder / ADAPTERS).read_text(encoding="utf-8"))
-    model, tokenizer = _load_policy(_inside(folder, told["base_model_name_or_path"]))
+    model, tokenizer = _load_policy(placed(folder, told["base_model_name_or_path"]))
     if (folder / "tokenizer_config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     model.load_adapter(name)
     return model, tokenizer
-
-
-def _inside(folder: Path, name: str) -> str:
-    """Relative to the folder, where there is such a folder in it, else a Hugging Face id."""
-    return str(folder / name) if (folder / name).is_dir() else name

@@ -27,7 +27,7 @@ from training.alignment.judging import Answer, Judging, KnownAnswers, Question
 from training.alignment.member_config import JudgeMember
 from training.alignment.preferences import PromptedResponses, encode_prompt, tokenizer_digest
 from training.alignment.products import allow_fast_products
-from training.alignment.reward import Scored
+from training.alignment.reward import Scored, placed
 from training.alignment.reward_net import fit_length
 from training.alignment.score_cache import ScoreCache
 from training.alignment.weights import weights_digest
@@ -55,7 +55,7 @@ def load(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cpu":
         allow_fast_products()
-    name = str(folder / config.model) if (folder / config.model).is_dir() else config.model
+    name = placed(folder, config.model)
     dtype = torch.float32 if device.type == "cpu" else "auto"
     model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False, use_safetensors=True)
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)

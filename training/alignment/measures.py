@@ -9,7 +9,7 @@ no bounds of its own. A measure of nothing is None.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -107,6 +107,12 @@ class Clustered:
         drawn = np.random.default_rng([self._seed, 1]).integers(self._num_groups, size=shape)
         drawn += self._num_groups * np.arange(NUM_REPLICATES)[:, None]
         return np.bincount(drawn.ravel(), minlength=drawn.size).reshape(shape).astype(np.float64)
+
+
+def numbered(keys: Iterable[str]) -> Ints:
+    """(N,) a number for each key, from 0, the same for equal ones."""
+    known: dict[str, int] = {}
+    return np.array([known.setdefault(key, len(known)) for key in keys], dtype=np.int64)
 
 
 def clustered_interval(counts: Sequence[Sequence[float]]) -> tuple[float, float]:

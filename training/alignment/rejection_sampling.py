@@ -36,7 +36,7 @@ from scipy.special import stdtrit
 from training.alignment.config import ConfigError, RejectionSamplingConfig, RewardModelConfig
 from training.alignment.generation import sample
 from training.alignment.preferences import Messages, PromptedResponses, prompt_key, read_rankings
-from training.alignment.reward import Reward, load_reward, score_cache
+from training.alignment.reward import Reward, as_json, load_reward, score_cache
 from training.alignment.reward_model import agree, join_processes
 from training.alignment.reward_training import train_reward_model
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag, write_whole
@@ -379,13 +379,9 @@ def _known(rewards: Sequence[float]) -> list[float]:
 
 def _rows(items: Iterable[Graded]) -> Iterator[dict[str, Any]]:
     for item in items:
-        for response, reward, other in zip(item.responses, item.rewards, item.held_out_rewards, strict=True):
-            yield {
-                "prompt": item.prompt,
-                "response": response,
-                "reward": reward if math.isfinite(reward) else None,
-                "held_out_reward": other if math.isfinite(other) else None,
-            }
+        rewards = zip(item.responses, as_json(item.rewards), as_json(item.held_out_rewards), strict=True)
+        for response, reward, other in rewards:
+            yield {"prompt": item.prompt, "response": response, "reward": reward, "held_out_reward": other}
 
 
 def _drawn(prompts: list[Messages], wanted: int, rng: random.Random) -> list[Messages]:

@@ -10,6 +10,7 @@ This module loads no model by itself: each kind brings only the packages that it
 """
 
 import importlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -134,6 +135,16 @@ class OneAspect:
         return self.model.log_odds()
 
 
+def uncached(reward: Reward) -> Any:
+    """What a cache stands before; a reward without one, itself."""
+    return getattr(reward, "reward", reward)
+
+
+def as_json(scores: Sequence[float]) -> list[float | None]:
+    """Scores as JSON takes them: null where there is none."""
+    return [score if math.isfinite(score) else None for score in scores]
+
+
 def told_by(reward: Reward) -> dict[str, Any]:
     """What a judge tells of its work so far, in this process: nothing where there is nothing to tell.
 
@@ -141,7 +152,7 @@ def told_by(reward: Reward) -> dict[str, Any]:
         "unanswered", how many questions for which reason; "cost" and "num_requests" of a server; "position_bias" of
         pairs that were seen in both orders, in logits.
     """
-    judge: Any = getattr(reward, "reward", reward)  # what a cache stands before
+    judge: Any = uncached(reward)
     found: dict[str, Any] = {}
     if failures := getattr(judge, "failures", None):
         found["unanswered"] = dict(failures)

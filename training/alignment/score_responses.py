@@ -9,7 +9,6 @@ A prompt is computed once for all responses of its line. A run that was stopped 
 """
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from itertools import islice
@@ -20,7 +19,7 @@ from accelerate.utils import gather_object
 
 from training.alignment.config import ConfigError, ScoreConfig
 from training.alignment.preferences import PromptedResponses, read_responses
-from training.alignment.reward import OVERALL, Reward, Scored, load_reward, score_cache
+from training.alignment.reward import OVERALL, Reward, Scored, as_json, load_reward, score_cache, uncached
 from training.alignment.reward_model import CHUNK, RewardModel, agree, join_processes
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag, whole_lines
 
@@ -72,11 +71,11 @@ def _score(reward: Reward, rows: Sequence[PromptedResponses]) -> list[dict[str, 
     found = []
     for number, row in enumerate(rows):
         own = by_aspect[usual][number]
-        told: dict[str, Any] = {"id": row.id, "scores": _told(own.scores)}
+        told: dict[str, Any] = {"id": row.id, "scores": as_json(own.scores)}
         if len(by_aspect) > 1:
-            told["aspects"] = {aspect: _told(scored[number].scores) for aspect, scored in by_aspect.items()}
+            told["aspects"] = {aspect: as_json(scored[number].scores) for aspect, scored in by_aspect.items()}
         if own.spread is not None:
-            told["spread"] = _told(own.spread)
+            told["spread"] = as_json(own.spread)
         found.append({**told, "num_truncated": own.num_truncated})
     return found
 
@@ -84,17 +83,12 @@ def _score(reward: Reward, rows: Sequence[PromptedResponses]) -> list[dict[str, 
 def _by_aspect(reward: Reward, rows: Sequence[PromptedResponses]) -> dict[str, list[Scored]]:
     if len(reward.aspects) == 1:
         return {reward.aspects[0]: reward.score_prompts(rows)}
-    model = getattr(reward, "reward", reward)  # what a cache stands before
+    model = uncached(reward)
     if not isinstance(model, RewardModel):
         return {aspect: reward.score_prompts(rows, aspect) for aspect in reward.aspects}
     scored = iter(model.score_aspects([row for row in rows for _ in reward.aspects], [*reward.aspects] * len(rows)))
     by_row = [[next(scored) for _ in reward.aspects] for _ in rows]  # one pass: equal texts are computed once
     return dict(zip(reward.aspects, map(list, zip(*by_row, strict=True)), strict=True))
-
-
-def _told(scores: Sequence[float]) -> list[float | None]:
-    """As JSON takes them: null where there is none."""
-    return [score if math.isfinite(score) else None for score in scores]
 
 
 def _resume(target: Path, is_main: bool) -> int:

@@ -9,7 +9,6 @@ members nor with that of prompts. A run that was stopped goes on after the last 
 """
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from training.alignment.combiner import member_paths
 from training.alignment.config import ConfigError, ScoreComparisonsConfig
 from training.alignment.evaluation import scale
 from training.alignment.preferences import read_rankings
-from training.alignment.reward import COMBINER, Scored, load_reward, score_cache
+from training.alignment.reward import COMBINER, Scored, as_json, load_reward, score_cache
 from training.alignment.reward_model import CHUNK, join_processes, score_rankings
 from training.alignment.run_dir import RunDir, StopFlag, whole_lines
 
@@ -109,7 +108,7 @@ class _Member:
             return
         with self.path.open("a", encoding="utf-8") as file:
             for one in scored:
-                scores = [nats * score if math.isfinite(score) else None for score in one.scores]
+                scores = as_json([nats * score for score in one.scores])
                 file.write(json.dumps({"scores": scores, "num_truncated": one.num_truncated}) + "\n")
         progress = (self.number + done / self.num_prompts) / len(self.members)
         step = self.number * self.num_prompts + done
