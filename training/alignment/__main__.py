@@ -1,11 +1,13 @@
 """`python -m training.alignment RUN_DIR`: do what run.json in the run directory says, and leave the result there.
 
 Exit codes: 0, result.json is written; 1, error.json says in words what was wrong; 75, the run was asked to stop by
-SIGTERM or SIGINT and left a checkpoint: started again, it goes on. Behind `accelerate launch` each process runs this
+SIGTERM or SIGINT and left a checkpoint: started again, it goes on; 76, it waits for the runs in shards.json, whose
+output it will find when it is started again. Behind `accelerate launch` each process runs this
 module, and only the main one writes files. With PLUMBLINE_SUPERVISED=1 the process dies with its parent.
 """
 
 import ctypes
+import importlib
 import os
 import signal
 import sys
@@ -13,23 +15,27 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from training.alignment.config import (
-    AverageWeightsConfig,
-    CombineConfig,
-    ConfigError,
-    EvaluateConfig,
-    LearningCurveConfig,
-    PreviewJudgeConfig,
-    RejectionSamplingConfig,
-    RewardModelConfig,
-    RunConfig,
-    ScoreComparisonsConfig,
-    ScoreConfig,
-    SftConfig,
-)
-from training.alignment.run_dir import Interrupted, RunDir, StopFlag
+from training.alignment.config import ConfigError, RunConfig
+from training.alignment.run_dir import Interrupted, RunDir, StopFlag, Waiting
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 75
+PROGRAMS = {
+    "reward_model": ("reward_training", "train_reward_model"),
+    "learning_curve": ("learning_curve", "learning_curve"),
+    "evaluate": ("evaluation", "evaluate"),
+    "score": ("score_responses", "score_responses"),
+    "sft": ("sft", "train_sft"),
+    "sample": ("sampling", "run_sampling"),
+    "rejection_sampling": ("rejection_sampling", "run_rejection_sampling"),
+    "rlhf": ("policy", "train_policy"),
+    "dpo": ("dpo", "train_dpo"),
+    "compare_policies": ("policy_comparison", "compare_policies"),
+    "score_comparisons": ("scoring", "score_comparisons"),
+    "combine": ("combining", "combine"),
+    "average_weights": ("weight_averaging", "average_weights"),
+    "preview_judge": ("preview", "preview_judge"),
+}
+"""Which module has the function (config, run_dir, stop) -> result for a kind of run."""
+EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WAITING = 1, 75, 76
 PR_SET_PDEATHSIG = 1
 USAGE = "usage: python -m training.alignment RUN_DIR"
 OUT_OF_MEMORY = "Memory ran out; lower max_tokens, max_length or the batch size, or take a smaller model."
@@ -64,6 +70,10 @@ def run(run_dir: RunDir, stop: StopFlag) -> int:
             run_dir.remove_checkpoints()
         _part()
         return 0
+    except Waiting as waiting:
+        if is_main:
+            run_dir.write_shards(waiting.shards)
+        return EXIT_WAITING
     except Interrupted as interrupted:
         print(interrupted, file=sys.stderr)  # noqa: T201 -- the run's log
         return EXIT_INTERRUPTED
@@ -76,50 +86,14 @@ def run(run_dir: RunDir, stop: StopFlag) -> int:
         return EXIT_FAILED
 
 
-def dispatch(config: RunConfig, run_dir: RunDir, stop: StopFlag) -> dict[str, Any]:  # noqa: PLR0911 -- one a kind
+def dispatch(config: RunConfig, run_dir: RunDir, stop: StopFlag) -> dict[str, Any]:
     """The result of a run of any kind. Each kind loads only the packages it needs."""
-    match config:
-        case LearningCurveConfig():  # first, as it is a RewardModelConfig too
-            from training.alignment.learning_curve import learning_curve  # noqa: PLC0415
-
-            return learning_curve(config, run_dir, stop)
-        case RewardModelConfig():
-            from training.alignment.reward_training import train_reward_model  # noqa: PLC0415
-
-            return train_reward_model(config, run_dir, stop)
-        case EvaluateConfig():
-            from training.alignment.evaluation import evaluate  # noqa: PLC0415
-
-            return evaluate(config, run_dir, stop)
-        case ScoreConfig():
-            from training.alignment.score_responses import score_responses  # noqa: PLC0415
-
-            return score_responses(config, run_dir, stop)
-        case SftConfig():
-            from training.alignment.sft import train_sft  # noqa: PLC0415
-
-            return train_sft(config, run_dir, stop)
-        case RejectionSamplingConfig():
-            from training.alignment.rejection_sampling import run_rejection_sampling  # noqa: PLC0415
-
-            return run_rejection_sampling(config, run_dir, stop)
-        case ScoreComparisonsConfig():
-            from training.alignment.scoring import score_comparisons  # noqa: PLC0415
-
-            return score_comparisons(config, run_dir, stop)
-        case CombineConfig():
-            from training.alignment.combining import combine  # noqa: PLC0415
-
-            return combine(config, run_dir, stop)
-        case AverageWeightsConfig():
-            from training.alignment.weight_averaging import average_weights  # noqa: PLC0415
-
-            return average_weights(config, run_dir, stop)
-        case PreviewJudgeConfig():
-            from training.alignment.preview import preview_judge  # noqa: PLC0415
-
-            return preview_judge(config, run_dir, stop)
-    raise ConfigError(f"kind: {config.kind} has no program")
+    if config.kind not in PROGRAMS:
+        raise ConfigError(f"kind: {config.kind} has no program")
+    module, function = PROGRAMS[config.kind]
+    program = getattr(importlib.import_module(f"training.alignment.{module}"), function)
+    result: dict[str, Any] = program(config, run_dir, stop)
+    return result
 
 
 def in_words(error: Exception) -> Exception:

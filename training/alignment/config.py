@@ -168,8 +168,71 @@ class EvaluateConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftConfig(RunConfig):
-    """Supervised fine-tuning of a policy on examples: a file of them, or the best responses of a preference set."""
+class PolicyConfig(RunConfig):
+    """What all runs that train a policy are told about its weights."""
+
+    max_length: int = option(1024, "Tokens of prompt and response.", minimum=16)
+    lora_rank: int = option(0, "Train low-rank adapters of this rank; 0 for all weights.", minimum=0)
+    lora_alpha: float = option(32.0, "Adapters are scaled by this over their rank.", minimum=0)
+    saved: str = option(
+        "merged",
+        "Of adapters. merged: the policy is saved whole, with the adapters in it, for any server; adapter: they alone, "
+        "beside the name of the model that they change.",
+        choices=("merged", "adapter"),
+    )
+    precision: str = option(
+        "auto",
+        "What is computed in; weights stay in fp32. auto: bf16 where the hardware multiplies in it, else fp32.",
+        choices=("auto", "fp32", "bf16"),
+    )
+    gradient_checkpointing: bool = option(False, "Compute activations twice instead of keeping them: less memory.")
+    sharding: str = option(
+        "none",
+        "fsdp: each process holds a part of weights, gradients and optimizer, for models that do not fit.",
+        choices=("none", "fsdp"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How responses are sampled from a policy."""
+
+    temperature: float = option(1.0, "Sampling temperature.", minimum=0.01, maximum=10)
+    top_p: float = option(1.0, "Nucleus sampling: the share of probability to sample from.", minimum=0.01, maximum=1)
+    max_new_tokens: int = option(256, "Tokens of one response at the most.", minimum=1)
+    generation_batch_size: int = option(64, "Responses generated at a time.", minimum=1)
+    backend: str = option(
+        "auto",
+        "What generates. auto: vLLM where it is installed and there is a GPU, else transformers; the run says which.",
+        choices=("auto", "vllm", "transformers"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """How a policy's training is watched on held-out prompts, and when it is stopped."""
+
+    held_out_reward_model: str = option(
+        "",
+        "Grades the policy and is never optimised. Empty: some are trained here on the votes that the preference set "
+        "has set aside for the guard, which no other reward has learned from.",
+    )
+    num_guards: int = option(3, "Held-out reward models trained here; their mean grades.", minimum=1, maximum=9)
+    guard: str = option(
+        "stop",
+        "When the reward rises while the held-out reward falls, or the rewards disagree more than on the training "
+        "data. stop: end there and keep the best checkpoint by held-out reward; alarm: say so and go on; off: only "
+        "record.",
+        choices=("stop", "alarm", "off"),
+    )
+    patience: int = option(3, "Checks in a row that must show it.", minimum=1, maximum=100)
+    num_held_out_prompts: int = option(64, "Test prompts on which the policy is checked.", minimum=1)
+    num_checked: int = option(4, "Responses to each of them.", minimum=1, maximum=64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig(PolicyConfig):
+    """Supervised fine-tuning of a policy on examples: a file of them, or responses of a preference set."""
 
     kind: ClassVar[str] = "sft"
 
@@ -178,14 +241,35 @@ class SftConfig(RunConfig):
     )
     examples: str = option("", 'A JSONL file of {"prompt": messages or text, "completion": text}.')
     preferences: str = option("", "Without examples: a preference set whose best responses are the examples.")
+    responses: str = option(
+        "chosen",
+        "Which of the preference set's responses. chosen: the best of each ranking; edited: those that people edited.",
+        choices=("chosen", "edited"),
+    )
     num_epochs: float = option(1.0, "Passes over the examples.", minimum=0.01)
     learning_rate: float = option(2e-5, "Peak learning rate.", minimum=0)
     batch_size: int = option(16, "Examples in one optimizer step, over all processes.", minimum=1)
-    max_length: int = option(1024, "Tokens of prompt and response.", minimum=16)
+    packing: bool = option(False, "Fill rows with several examples each, which do not see each other.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RejectionSamplingConfig(RunConfig):
+class SampleConfig(SamplingConfig, RunConfig):
+    """Sample responses to prompts and score them: one shard of a larger run, which any worker can do."""
+
+    kind: ClassVar[str] = "sample"
+
+    prompts: str = option("", 'A JSONL file of {"prompt": messages} in the order of sampling.')
+    first: int = option(0, "The first line of it that is sampled here, counted from 0.", minimum=0)
+    num_prompts: int = option(0, "How many lines; 0 for all from there.", minimum=0)
+    policy: str = option("", "A Hugging Face id, a local folder, or the name of an earlier run.")
+    reward_model: str = option("", "Scores the responses; empty for none.")
+    num_samples: int = option(16, "Responses sampled for each prompt (n).", minimum=1, maximum=256)
+    max_length: int = option(1024, "Tokens of prompt and response.", minimum=16)
+    output: str = option("samples.jsonl", 'Written as a whole: {"prompt", "responses", "rewards"} a line.')
+
+
+@dataclass(frozen=True, kw_only=True)
+class RejectionSamplingConfig(GuardConfig, SamplingConfig, PolicyConfig):
     """Best of n: sample n responses a prompt, score them, keep the best, fine-tune the policy on those."""
 
     kind: ClassVar[str] = "rejection_sampling"
@@ -193,20 +277,197 @@ class RejectionSamplingConfig(RunConfig):
     preferences: str = option("preferences.jsonl", "The preference set whose prompts are sampled.")
     policy: str = option("", "A Hugging Face id, a local folder, or the name of an earlier run.")
     reward_model: str = option("", "Selects the best response: a folder, a Hugging Face id, or an earlier run.")
-    held_out_reward_model: str = option(
-        "",
-        "Grades the outcome and never selects. Empty: one is trained here, from another seed, for the purpose.",
-    )
     num_samples: int = option(16, "Responses sampled for each prompt (n).", minimum=1, maximum=256)
-    num_prompts: int = option(0, "Training prompts to sample; 0 for all.", minimum=0)
-    num_held_out_prompts: int = option(64, "Test prompts on which before and after are compared.", minimum=1)
-    temperature: float = option(1.0, "Sampling temperature.", minimum=0.01, maximum=10)
-    top_p: float = option(1.0, "Nucleus sampling: the share of probability to sample from.", minimum=0.01, maximum=1)
-    max_new_tokens: int = option(256, "Tokens of one response at the most.", minimum=1)
-    generation_batch_size: int = option(64, "Responses generated at a time.", minimum=1)
-    num_epochs: float = option(2.0, "Passes over the winners.", minimum=0.01)
+    num_rounds: int = option(
+        1, "Rounds of sampling and fine-tuning, each from the newest policy (RAFT).", minimum=1, maximum=50
+    )
+    num_prompts: int = option(0, "Training prompts to sample in each round; 0 for all.", minimum=0)
+    num_shards: int = option(
+        1,
+        "Parts of the prompts that are sampled and scored as runs of their own, side by side on as many workers as "
+        "there are. The same seed gives the same samples whatever their number.",
+        minimum=1,
+        maximum=1000,
+    )
+    keep: str = option(
+        "best",
+        "best: fine-tune on the best responses to each prompt; pairs: on the best against the worst, by DPO.",
+        choices=("best", "pairs"),
+    )
+    num_kept: int = option(1, "Of best: responses kept for each prompt.", minimum=1, maximum=256)
+    minimum_reward: str = option("", "Responses below this reward are never kept; empty for no minimum.")
+    minimum_margin: float = option(
+        0.0, "Prompts whose best response leads their mean one by less, of pairs their worst, are left out.", minimum=0
+    )
+    mixed_in: float = option(
+        0.0,
+        "Original data in the fine-tuning, the best responses of the preference set, as a share of the kept ones.",
+        minimum=0,
+        maximum=10,
+    )
+    has_random_twin: bool = option(
+        False,
+        "Train a second policy on as many responses drawn at random from the same samples: what it gains is not "
+        "gained by the reward.",
+    )
+    num_epochs: float = option(2.0, "Passes over the kept responses.", minimum=0.01)
     learning_rate: float = option(1e-4, "Peak learning rate of the fine-tuning.", minimum=0)
-    batch_size: int = option(16, "Winners in one optimizer step, over all processes.", minimum=1)
+    batch_size: int = option(16, "Kept responses in one optimizer step, over all processes.", minimum=1)
+    beta: float = option(0.1, "Of pairs: the weight of the KL to the policy that was sampled.", minimum=1e-6)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_kept > self.num_samples:
+            raise ConfigError(f"num_kept: {self.num_kept} of {self.num_samples} samples cannot be kept")
+        if self.keep == "pairs" and self.num_samples == 1:
+            raise ConfigError("num_samples: 1 makes no pairs")
+        self.reward_floor  # noqa: B018 -- checks it
+
+    @property
+    def reward_floor(self) -> float:
+        """`minimum_reward` as a number: minus infinity where there is none.
+
+        Raises:
+            ConfigError: it is no number.
+        """
+        try:
+            found = float(self.minimum_reward) if self.minimum_reward.strip() else -math.inf
+        except ValueError as error:
+            raise ConfigError(f"minimum_reward: {self.minimum_reward!r} is not a number") from error
+        if math.isnan(found):
+            raise ConfigError("minimum_reward: is not a number")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class RlhfConfig(GuardConfig, SamplingConfig, PolicyConfig):
+    """Reinforcement learning on a reward, with KL to a reference policy, by TRL's RLOO or GRPO trainer."""
+
+    kind: ClassVar[str] = "rlhf"
+
+    preferences: str = option("preferences.jsonl", "The preference set whose prompts are answered.")
+    policy: str = option("", "A Hugging Face id, a local folder, or the name of an earlier run.")
+    reference_policy: str = option("", "What the policy is held to; empty for the policy as it begins.")
+    reward_model: str = option("", "What is optimised; several objectives, separated by commas.")
+    algorithm: str = option(
+        "rloo",
+        "rloo: each response against the mean of the others to its prompt, the true gradient; grpo: against the mean "
+        "of all, over their deviation.",
+        choices=("rloo", "grpo"),
+    )
+    objective: str = option(
+        "weighted",
+        "Of several objectives. weighted: their sum by weights; adaptive: weights that rise for the objective that "
+        "lags behind; constrained: the sum, as long as one of them keeps above a floor.",
+        choices=("weighted", "adaptive", "constrained"),
+    )
+    weights: str = option("", "A number for each objective in their order, separated by commas; empty for 1 each.")
+    constraint: int = option(0, "Of constrained: which objective has a floor, counted from 1.", minimum=0)
+    floor: float = option(0.0, "Of constrained: what its mean must not fall below.")
+    num_steps: int = option(200, "Optimizer steps.", minimum=1)
+    num_prompts: int = option(8, "Prompts in one step, over all processes.", minimum=1)
+    num_samples: int = option(4, "Responses to each of them (K).", minimum=2, maximum=256)
+    learning_rate: float = option(1e-5, "Peak learning rate of AdamW; 1e-6 for billions of weights.", minimum=0)
+    beta: float = option(0.05, "The weight of the KL to the reference policy, in reward per nat.", minimum=0)
+    kl_target: float = option(
+        0.0, "Adapt beta until the KL of a response, in nats, is this; 0 keeps beta as it is.", minimum=0
+    )
+    kl_placement: str = option(
+        "reward",
+        "reward: the log-ratio taken off the reward (k1), which follows the true gradient; loss: an estimate of each "
+        "token added to the loss (k3), as GRPO is often run, which does not; of grpo only.",
+        choices=("reward", "loss"),
+    )
+    advantage_scale: str = option(
+        "group",
+        "Of grpo: what advantages are divided by. group: the deviation among a prompt's responses; batch: among all; "
+        "none.",
+        choices=("group", "batch", "none"),
+    )
+    normalise: bool = option(
+        True, "Take the mean off the reward and divide by its deviation, both as on the reference policy's responses."
+    )
+    reward_clip: float = option(0.0, "Rewards, when normalised, stay within this of zero; 0 for no limit.", minimum=0)
+    length_penalty: float = option(
+        0.0, "Reward taken off for a response twice as long as the reference policy's mean, in proportion.", minimum=0
+    )
+    end_penalty: float = option(0.0, "Reward taken off where a response was cut off at max_new_tokens.", minimum=0)
+    check_steps: int = option(20, "Steps between two checks on held-out prompts.", minimum=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.algorithm != "grpo" and self.kl_placement == "loss":
+            raise ConfigError("kl_placement: loss is of grpo only")
+        num_objectives = len(self.objectives)
+        if self.weights and len(self.objective_weights) != num_objectives:
+            raise ConfigError(f"weights: {len(self.objective_weights)} numbers for {num_objectives} objectives")
+        if self.objective == "constrained" and not 1 <= self.constraint <= num_objectives:
+            raise ConfigError(f"constraint: {self.constraint} is none of the {num_objectives} objectives")
+
+    @property
+    def objectives(self) -> list[str]:
+        return split_names(self.reward_model)
+
+    @property
+    def objective_weights(self) -> list[float]:
+        """One for each objective.
+
+        Raises:
+            ConfigError: one is no number, or all are zero.
+        """
+        return read_weights(self.weights) or [1.0] * len(self.objectives)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpoConfig(GuardConfig, SamplingConfig, PolicyConfig):
+    """Direct preference optimisation: a policy from judgments alone, without a reward model."""
+
+    kind: ClassVar[str] = "dpo"
+
+    preferences: str = option("preferences.jsonl", "The frozen preference set.")
+    policy: str = option("", "A Hugging Face id, a local folder, or the name of an earlier run.")
+    reference_policy: str = option("", "What the policy is held to; empty for the policy as it begins.")
+    aspect: str = option("overall", "Which judgments to learn from.")
+    loss: str = option(
+        "sigmoid",
+        "sigmoid: DPO; robust: corrected for a share of judgments that are the wrong way round, flip_rate; ipo: a "
+        "squared loss, which does not run off where all judges agree.",
+        choices=("sigmoid", "robust", "ipo"),
+    )
+    flip_rate: float = option(0.1, "Of robust: the share of judgments taken to be wrong.", minimum=0, maximum=0.49)
+    lists: str = option(
+        "pairs",
+        "What is learned from a ranking of more than two. pairs: all its ordered pairs, which together weigh as much "
+        "as one; plackett_luce: the likelihood of the whole ranking.",
+        choices=("pairs", "plackett_luce"),
+    )
+    beta: float = option(0.1, "The weight of the KL to the reference policy.", minimum=1e-6)
+    num_epochs: float = option(1.0, "Passes over the training rankings.", minimum=0.01)
+    learning_rate: float = option(5e-6, "Peak learning rate of AdamW.", minimum=0)
+    batch_size: int = option(16, "Rankings in one optimizer step, over all processes.", minimum=1)
+    check_steps: int = option(50, "Steps between two checks on held-out prompts.", minimum=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lists == "plackett_luce" and self.loss != "sigmoid":
+            raise ConfigError("lists: plackett_luce goes with the loss sigmoid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparePoliciesConfig(SamplingConfig, RunConfig):
+    """Policies side by side on the same prompts, each against the first, under rewards that none of them optimised."""
+
+    kind: ClassVar[str] = "compare_policies"
+
+    preferences: str = option("preferences.jsonl", "The preference set whose test prompts are answered.")
+    policies: str = option("", "Two or more, separated by commas; the first one is what the others are held against.")
+    held_out_reward_model: str = option(
+        "", "Compares the responses. Empty: some are trained here on the votes set aside for the guard."
+    )
+    reward_model: str = option("", "The reward that was optimised, to be shown beside it.")
+    num_guards: int = option(3, "Held-out reward models trained here; their mean grades.", minimum=1, maximum=9)
+    num_prompts: int = option(64, "Test prompts; 0 for all.", minimum=0)
+    num_samples: int = option(4, "Responses of each policy to each prompt.", minimum=1, maximum=64)
     max_length: int = option(1024, "Tokens of prompt and response.", minimum=16)
 
 
@@ -316,13 +577,7 @@ class CombineConfig(RunConfig):
         Raises:
             ConfigError: one is no number, or all are zero.
         """
-        try:
-            found = [float(weight) for weight in split_names(self.weights)]
-        except ValueError as error:
-            raise ConfigError(f"weights: {self.weights!r} are not numbers, separated by commas") from error
-        if not all(map(math.isfinite, found)) or (found and not any(found)):
-            raise ConfigError("weights: are not all finite, or are all zero")
-        return found
+        return read_weights(self.weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,6 +607,21 @@ def split_names(value: str) -> list[str]:
     return [name.strip() for name in value.replace("\n", ",").split(",") if name.strip()]
 
 
+def read_weights(value: str) -> list[float]:
+    """Weights that are separated by commas.
+
+    Raises:
+        ConfigError: one is no number, or all are zero.
+    """
+    try:
+        found = [float(weight) for weight in split_names(value)]
+    except ValueError as error:
+        raise ConfigError(f"weights: {value!r} are not numbers, separated by commas") from error
+    if not all(map(math.isfinite, found)) or (found and not any(found)):
+        raise ConfigError("weights: are not all finite, or are all zero")
+    return found
+
+
 CONFIGS: dict[str, type[RunConfig]] = {
     config.kind: config
     for config in (
@@ -360,7 +630,11 @@ CONFIGS: dict[str, type[RunConfig]] = {
         EvaluateConfig,
         ScoreConfig,
         SftConfig,
+        SampleConfig,
         RejectionSamplingConfig,
+        RlhfConfig,
+        DpoConfig,
+        ComparePoliciesConfig,
         ScoreComparisonsConfig,
         CombineConfig,
         AverageWeightsConfig,

@@ -8,6 +8,7 @@
     model/              what was trained: `save_pretrained`, safetensors
     result.json         written last; its presence means success
     error.json          {"type", "message"}, where the run failed in words
+    shards.json         runs that this one waits for, as run.json tells them, where it does
 
 Standard library only: the worker reads these files without torch. A file that matters is written beside its
 place, flushed to disk and renamed into it, so that a kill at any point leaves the old one or the new one.
@@ -20,7 +21,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,14 @@ NUM_CHECKPOINTS_KEPT = 2
 
 class Interrupted(Exception):
     """The run was asked to stop and has left a checkpoint; started again, it continues from there."""
+
+
+class Waiting(Exception):
+    """The run can go on once other runs have written their output."""
+
+    def __init__(self, shards: Sequence[RunConfig]) -> None:
+        super().__init__(f"{len(shards)} shards are to be done")
+        self.shards = shards
 
 
 class StopFlag:
@@ -101,6 +110,14 @@ class RunDir:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    def write_shards(self, shards: Sequence[RunConfig]) -> None:
+        told = [{"kind": shard.kind, "config": config_to_dict(shard)} for shard in shards]
+        write_json(self.path / "shards.json", told)
+
+    def read_shards(self) -> list[RunConfig]:
+        """The runs that this one waits for."""
+        return [config_from_dict(told["kind"], told["config"]) for told in _read_json(self.path / "shards.json") or []]
 
     def write_versions(self) -> None:
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
