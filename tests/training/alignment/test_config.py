@@ -36,8 +36,8 @@ def test_text_is_read_as_the_type_of_its_field():
         (
             "dance",
             {},
-            "kind: 'dance' is not one of average_weights, combine, evaluate, learning_curve, preview_judge, "
-            "rejection_sampling, reward_model, score, score_comparisons, sft",
+            "kind: 'dance' is not one of average_weights, combine, compare_policies, dpo, evaluate, learning_curve, "
+            "preview_judge, rejection_sampling, reward_model, rlhf, sample, score, score_comparisons, sft",
         ),
         ("reward_model", {"seed": "x"}, "seed: 'x' is not a whole number"),
         ("reward_model", {"seed": 1.5}, "seed: 1.5 is not a whole number"),
