@@ -1,6 +1,7 @@
 """Freeze, train, watch. Everything is shown read-only; buttons are views of their own that call services."""
 
 from dataclasses import fields
+from http import HTTPStatus
 from typing import Any
 
 from django.contrib import admin, messages
@@ -19,6 +20,7 @@ from annotate.admin import ProjectFilter
 from annotate.guidance import Asked
 from annotate.models import Project
 from training import (
+    alignment_queries,
     combination_queries,
     comparison_queries,
     guidance,
@@ -41,6 +43,9 @@ BUTTONS = {
     Kind.REWARD_MODEL: "Train reward model",
     Kind.LEARNING_CURVE: "Learning curve",
     Kind.REJECTION_SAMPLING: "Rejection sampling",
+    Kind.RLHF: "RLHF",
+    Kind.DPO: "DPO",
+    Kind.COMPARE_POLICIES: "Compare policies",
     Kind.EVALUATE: "Evaluate",
     Kind.SFT: "Supervised fine-tuning",
     Kind.SCORE_COMPARISONS: "Guide annotation",
@@ -156,6 +161,7 @@ class TrainingRunAdmin(PageAdmin):
             path("start/<str:kind>/", wrap(self.start_view), name="training_trainingrun_start"),
             path("compare/", wrap(self.compare_view), name="training_trainingrun_compare"),
             path("<int:pk>/progress/", wrap(self.progress_view), name="training_trainingrun_progress"),
+            path("<int:pk>/tracking/", wrap(self.tracking_view), name="training_trainingrun_tracking"),
             path("<int:pk>/log/", wrap(self.log_view), name="training_trainingrun_log"),
             path("<int:pk>/metrics/", wrap(self.metrics_view), name="training_trainingrun_metrics"),
             path("<int:pk>/cancel/", wrap(self.cancel_view), name="training_trainingrun_cancel"),
@@ -201,6 +207,9 @@ class TrainingRunAdmin(PageAdmin):
         page = queries.run_page(run, user=request.user, told_elsewhere=told)
         context = {"run": run, "page": page, "report": report, "combination": combination, "may_cancel": may_cancel}
         context["curve"] = report_queries.learning_curve(run)
+        context["tracking"] = alignment_queries.tracking(run)
+        asked = request.GET.get("prompt", ""), request.GET.getlist("step")
+        context["over_time"] = alignment_queries.samples_over_time(run, *asked)
         context["preview"] = previews.preview(run) if run.kind == Kind.PREVIEW_JUDGE else None
         context["may_ask"] = request.user.has_perm("annotate.change_project")
         context["promotion"] = promotion_queries.box(run, request.user)
@@ -241,6 +250,16 @@ class TrainingRunAdmin(PageAdmin):
         if not run.is_active and request.htmx:  # type: ignore[attr-defined]
             response["HX-Refresh"] = "true"
         return response
+
+    @method_decorator(require_safe)
+    def tracking_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """A policy's checks as far as they have got; no content where the page has seen the newest one."""
+        run = self.get(request, pk)
+        tracking = alignment_queries.tracking(run)
+        if tracking is None or tracking.version == request.GET.get("seen"):
+            return HttpResponse(status=HTTPStatus.NO_CONTENT)
+        context = {"run": run, "tracking": tracking}
+        return TemplateResponse(request, "admin/training/trainingrun/_tracking_news.html", context)
 
     @method_decorator(require_safe)
     def log_view(self, request: HttpRequest, pk: int) -> HttpResponse:

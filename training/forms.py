@@ -16,16 +16,21 @@ BASIC_FIELDS = {
     "reward_model": ("backbone", "num_epochs"),
     "learning_curve": ("backbone", "num_points", "num_epochs"),
     "evaluate": ("reward_model", "other_reward_model", "split"),
-    "rejection_sampling": ("policy", "reward_model", "held_out_reward_model", "num_samples"),
-    "sft": ("policy", "num_epochs"),
+    "rejection_sampling": ("policy", "reward_model", "num_samples", "num_rounds"),
+    "rlhf": ("policy", "reward_model", "algorithm", "beta", "num_steps"),
+    "dpo": ("policy", "loss", "beta", "num_epochs"),
+    "compare_policies": ("policies", "num_prompts", "num_samples"),
+    "sft": ("policy", "responses", "num_epochs"),
     "score_comparisons": ("reward_models", "num_pairs"),
     "combine": ("members", "method", "incumbent"),
     "average_weights": ("models",),
 }
-IN_USE_FIELDS = {"rejection_sampling": "reward_model", "combine": "incumbent"}  # what the current reward model fills in
+IN_USE_FIELDS = {
+    **{"rejection_sampling": "reward_model", "rlhf": "reward_model", "combine": "incumbent"},
+}  # what the current reward model fills in
 MAX_OFFERED_MEMBERS = 5
-CHOSEN_FIELDS = {"members", "models"}  # not any will do: some cost money, some have another backbone
-FILE_FIELDS = {"preferences", "examples", "responses"}  # a form names preference sets, never files on the server
+CHOSEN_FIELDS = {"members", "models", "policies"}  # not any will do: some cost money, some have another backbone
+FILE_FIELDS = {"preferences", "examples"}  # a form names preference sets, never files on the server
 THE_RUN = "Memory, speed and the run"
 GROUPS = {
     "Data": ("aspect", "max_length", "num_seeds"),
@@ -35,19 +40,39 @@ GROUPS = {
     ),
     "Loss": ("loss", "ties", "margin", "label_smoothing", "centring", "length", "length_penalty"),
     "Annotators and noise": ("annotators", "flip_rate", "learn_flip_rate"),
-    "Sampling": (
-        *("num_prompts", "num_held_out_prompts", "temperature", "top_p", "max_new_tokens"),
-        "generation_batch_size",
-    ),
     "Fitting and measuring": ("num_folds",),
     "Ways of combining": ("weights", "penalty", "constraint", "floor", "slope"),
     "Fusion": ("has_gate", "is_monotone", "prompt_encoder"),
 }  # of a form's further settings; what none of them names stands under THE_RUN, at the end
+POLICY_GROUPS = {
+    "Data": ("aspect", "responses", "num_prompts"),
+    "Sampling": (
+        *("num_samples", "temperature", "top_p", "max_new_tokens", "max_length", "backend"),
+        "generation_batch_size",
+    ),
+    "Rounds and shards": ("num_rounds", "num_shards"),
+    "What is kept": ("keep", "num_kept", "minimum_reward", "minimum_margin", "mixed_in", "has_random_twin"),
+    "Loss": ("loss", "flip_rate", "lists"),
+    "KL to the reference policy": ("reference_policy", "beta", "kl_target", "kl_placement"),
+    "Policy gradient": ("algorithm", "advantage_scale"),
+    "Reward": ("reward_model", "normalise", "reward_clip", "length_penalty", "end_penalty"),
+    "Several objectives": ("objective", "weights", "constraint", "floor"),
+    "Guard against over-optimisation": (
+        *("held_out_reward_model", "num_guards", "guard", "patience", "check_steps", "num_held_out_prompts"),
+        "num_checked",
+    ),
+    "Schedule": ("num_steps", "num_epochs", "learning_rate", "batch_size", "packing"),
+    "Weights and memory": ("lora_rank", "lora_alpha", "saved", "precision", "gradient_checkpointing", "sharding"),
+}  # of runs that train or compare policies
+POLICY_FORMS = {*TrainingRun.POLICY_KINDS, TrainingRun.Kind.COMPARE_POLICIES}
 SHORT_NAMES = {
     "reward_model": "reward-model",
     "learning_curve": "learning-curve",
     "evaluate": "evaluation",
     "rejection_sampling": "best-of-n",
+    "rlhf": "rlhf",
+    "dpo": "dpo",
+    "compare_policies": "policies",
     "sft": "sft",
     "score_comparisons": "guidance",
     "combine": "combination",
@@ -115,7 +140,7 @@ class RunForm(forms.Form):
         self.config_names = [item.name for item in dataclasses.fields(CONFIGS[kind]) if item.name not in FILE_FIELDS]
         for item in dataclasses.fields(CONFIGS[kind]):
             if item.name in self.config_names:
-                self.fields[item.name] = config_field(item, user, references.MODEL_FIELDS.get(item.name))
+                self.fields[item.name] = config_field(item, user, references.MODEL_FIELDS.get(item.name), kind)
         is_certain = self.is_bound or self.source in self.initial or len(set(sets.values_list("project"))) == 1
         self.initial = {"key": uuid.uuid4(), "name": _next_name(kind), self.source: offered.first(), **self.initial}
         if is_certain:  # else another project's set may be chosen yet
@@ -139,8 +164,9 @@ class RunForm(forms.Form):
     def advanced(self) -> dict[str, list[forms.BoundField]]:
         """Further settings by heading."""
         left = [name for name in self.config_names if name not in BASIC_FIELDS[self.kind]]
-        groups = {title: [self[name] for name in names if name in left] for title, names in GROUPS.items()}
-        named = {name for names in GROUPS.values() for name in names}
+        headings = POLICY_GROUPS if self.kind in POLICY_FORMS else GROUPS
+        groups = {title: [self[name] for name in names if name in left] for title, names in headings.items()}
+        named = {name for names in headings.values() for name in names}
         groups[THE_RUN] = [self[name] for name in left if name not in named]
         return {title: own for title, own in groups.items() if own}
 
@@ -169,13 +195,15 @@ class RunForm(forms.Form):
             return None
 
 
-def config_field(item: "dataclasses.Field[Any]", user: Any, taken: references.Taken | None = None) -> forms.Field:
+def config_field(
+    item: "dataclasses.Field[Any]", user: Any, taken: references.Taken | None = None, kind: str = ""
+) -> forms.Field:
     """The form field of a configuration's field, with its help and its limits; `taken` where it names a model."""
     told = item.metadata
     common: dict[str, Any] = {"label": queries.words(item.name), "help_text": told["help"], "initial": item.default}
     limits = {"min_value": told["minimum"], "max_value": told["maximum"]}
     if taken is not None:
-        return _model_field(item.name, references.names_taken(taken, user), common)
+        return _model_field(kind, item.name, references.names_taken(taken, user), common)
     if told["choices"]:
         return forms.ChoiceField(choices=[(choice, choice) for choice in told["choices"]], **common)
     if item.type is bool:
@@ -187,22 +215,21 @@ def config_field(item: "dataclasses.Field[Any]", user: Any, taken: references.Ta
     return forms.CharField(max_length=500, required=bool(item.default), **common)
 
 
-def _model_field(name: str, names: list[str], common: dict[str, Any]) -> forms.CharField:
+def _model_field(kind: str, name: str, names: list[str], common: dict[str, Any]) -> forms.CharField:
     """Free text, for any folder or Hugging Face id, with the names of usable runs and members to choose from."""
-    is_ensemble = name in references.ENSEMBLE_FIELDS
-    is_optional = name in references.OPTIONAL_FIELDS
+    is_several, is_optional = references.names_several(kind, name), references.is_optional(kind, name)
     attributes = {"list": f"{name}-runs", "autocomplete": "off", "spellcheck": "false"}
-    offered = names if is_ensemble else names[:1]
+    offered = names if name in references.ENSEMBLE_FIELDS else names[:1]
     is_left_empty = is_optional or name in CHOSEN_FIELDS
     common["initial"] = "" if is_left_empty else ", ".join(offered[:MAX_OFFERED_MEMBERS])
     field = forms.CharField(
-        max_length=4000 if is_ensemble else 500,
+        max_length=4000 if is_several else 500,
         required=not is_optional,
         widget=forms.TextInput(attrs=attributes),
         **common,
     )
     field.suggestions = names  # type: ignore[attr-defined]
-    field.names_several = is_ensemble  # type: ignore[attr-defined]
+    field.names_several = is_several  # type: ignore[attr-defined]
     return field
 
 

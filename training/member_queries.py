@@ -28,7 +28,10 @@ MAX_LOOKED_AT = 5000  # newest runs that may have evaluated or used a reward
 NUM_USES_TOLD = 3
 HELD_OUT = "test"
 USER_FIELDS = (*REWARD_FIELDS, "models")
-USER_KINDS = (*(Kind.COMBINE, Kind.AVERAGE_WEIGHTS, Kind.REJECTION_SAMPLING, Kind.SCORE_COMPARISONS, Kind.SCORE),)
+USER_KINDS = (
+    *(Kind.COMBINE, Kind.AVERAGE_WEIGHTS, Kind.SCORE_COMPARISONS, Kind.SCORE),
+    *(Kind.REJECTION_SAMPLING, Kind.RLHF, Kind.DPO, Kind.COMPARE_POLICIES),
+)
 STATES = {"active": "Active", "retired": "Retired", "all": "Active and retired"}
 
 

@@ -27,7 +27,7 @@ class PreferenceSet(models.Model):
     project = models.ForeignKey(Project, on_delete=models.PROTECT, related_name="preference_sets")
     name = models.CharField(max_length=100)
     seed = models.BigIntegerField(default=0)
-    fractions: Any = models.JSONField(help_text="Shares of prompts: train, validation, test.")
+    fractions: Any = models.JSONField(help_text="Shares of prompts: train, validation, test and guard.")
     digest = models.CharField(max_length=64, editable=False)
     counts: Any = models.JSONField(editable=False, help_text="Judgments, prompts and pairs in each split.")
     created_at = models.DateTimeField(auto_now_add=True)
@@ -61,7 +61,11 @@ class TrainingRunQuerySet(models.QuerySet["TrainingRun"]):
         return self.filter(Q(project__isnull=True) | Q(project__in=Project.objects.for_user(user)))
 
     def active(self) -> Self:
-        return self.filter(status__in=(TrainingRun.Status.QUEUED, TrainingRun.Status.RUNNING))
+        return self.filter(status__in=TrainingRun.ACTIVE)
+
+    def started_by_people(self) -> Self:
+        """Without the shards that runs have divided themselves into."""
+        return self.filter(parent__isnull=True)
 
 
 class TrainingRun(models.Model):
@@ -78,19 +82,35 @@ class TrainingRun(models.Model):
         COMBINE = "combine", "Combination of rewards"
         AVERAGE_WEIGHTS = "average_weights", "Weight average"
         PREVIEW_JUDGE = "preview_judge", "Preview of a judge"
+        SAMPLE = "sample", "Sampling"
+        RLHF = "rlhf", "RLHF"
+        DPO = "dpo", "DPO"
+        COMPARE_POLICIES = "compare_policies", "Comparison of policies"
 
     class Status(models.TextChoices):
         QUEUED = "queued"
         RUNNING = "running"
+        WAITING = "waiting"  # for its shards
         SUCCEEDED = "succeeded"
         FAILED = "failed"
         CANCELLED = "cancelled"
+
+    POLICY_KINDS = (Kind.SFT, Kind.REJECTION_SAMPLING, Kind.RLHF, Kind.DPO)
+    ACTIVE = (Status.QUEUED, Status.RUNNING, Status.WAITING)
 
     kind = models.CharField(max_length=30, choices=Kind)
     name = models.CharField(max_length=100)
     project = models.ForeignKey(Project, null=True, blank=True, on_delete=models.PROTECT, related_name="runs")
     preference_set = models.ForeignKey(
         PreferenceSet, null=True, blank=True, on_delete=models.PROTECT, related_name="runs"
+    )
+    parent = models.ForeignKey(
+        "self",
+        null=True,
+        blank=True,
+        on_delete=models.CASCADE,
+        related_name="shards",
+        help_text="The run of which this one does a part.",
     )
     config: Any = models.JSONField(help_text="Fields of the dataclass in training.alignment.config.")
     key = models.UUIDField(
@@ -145,13 +165,12 @@ class TrainingRun(models.Model):
 
     @property
     def is_active(self) -> bool:
-        return self.status in {self.Status.QUEUED, self.Status.RUNNING}
+        return self.status in self.ACTIVE
 
     @property
     def is_policy(self) -> bool:
         """Whether what it has trained can answer prompts."""
-        kinds = {self.Kind.SFT, self.Kind.REJECTION_SAMPLING}
-        return self.status == self.Status.SUCCEEDED and self.kind in kinds
+        return self.status == self.Status.SUCCEEDED and self.kind in self.POLICY_KINDS
 
 
 class RunEvent(models.Model):

@@ -246,15 +246,15 @@ def log(run: TrainingRun) -> str:
 def config_lines(run: TrainingRun, user: Any = None) -> list[Line]:
     """The configuration with each field's help; a folder that a run saved is shown as that run if the user sees it."""
     values = {item: run.config[item.name] for item in fields(CONFIGS[run.kind]) if item.name in run.config}
-    parts = {item.name: _parts(item.name, value) for item, value in values.items()}
+    parts = {item.name: _parts(run.kind, item.name, value) for item, value in values.items()}
     everything = [part for own in parts.values() for part in own]
     saved, registered = saving_runs(everything, user), registered_members(everything, user, run.project_id)
     return [_config_line(item, parts[item.name], saved, registered) for item in values]
 
 
-def _parts(name: str, value: Any) -> list[str]:
+def _parts(kind: str, name: str, value: Any) -> list[str]:
     """The members of an ensemble; of anything else, the one value as text."""
-    return split_names(value) if name in references.ENSEMBLE_FIELDS else [plain(value)]
+    return split_names(value) if references.names_several(kind, name) else [plain(value)]
 
 
 def _config_line(

@@ -17,12 +17,11 @@ from annotate.models import Project
 from training.alignment.config import CONFIGS, ConfigError, split_names
 from training.alignment.member_config import MEMBER
 from training.models import Member, MemberQuerySet, PreferenceSet, TrainingRun, TrainingRunQuerySet
-from training.reward_folders import COMBINER, MODEL
+from training.reward_folders import ADAPTER, COMBINER, MODEL
 
 User = AbstractBaseUser | AnonymousUser | None
 Kind = TrainingRun.Kind
 
-POLICY_KINDS = (Kind.SFT, Kind.REJECTION_SAMPLING)
 WEIGHT_KINDS = (Kind.REWARD_MODEL, Kind.AVERAGE_WEIGHTS)
 REWARD_KINDS = (*WEIGHT_KINDS, Kind.COMBINE)
 
@@ -41,14 +40,17 @@ class Taken:
         return "reward" if self.has_members else "model"
 
 
-POLICY = Taken(POLICY_KINDS)
+BACKBONE = Taken(TrainingRun.POLICY_KINDS)
+POLICY = Taken(TrainingRun.POLICY_KINDS, files=(MODEL, ADAPTER))
 WEIGHTS = Taken(WEIGHT_KINDS)
 REWARD = Taken(REWARD_KINDS, files=(MODEL, MEMBER, COMBINER), has_members=True)
 JUDGE = Taken((), files=(MEMBER,), has_members=True)
 ENCODER = Taken(())
 MODEL_FIELDS = {
-    "backbone": POLICY,
+    "backbone": BACKBONE,
     "policy": POLICY,
+    "reference_policy": POLICY,
+    "policies": POLICY,
     "reward_model": REWARD,
     "held_out_reward_model": REWARD,
     "other_reward_model": REWARD,
@@ -60,11 +62,24 @@ MODEL_FIELDS = {
     "prompt_encoder": ENCODER,
 }
 OPTIONAL_FIELDS = {"held_out_reward_model", "other_reward_model", "incumbent", "prompt_encoder"}
-ENSEMBLE_FIELDS = {"reward_models", "members", "models"}
+OPTIONAL_FIELDS_OF_KINDS = {
+    *((Kind.RLHF, "reference_policy"), (Kind.DPO, "reference_policy")),
+    *((Kind.SAMPLE, "reward_model"), (Kind.COMPARE_POLICIES, "reward_model")),
+}
+ENSEMBLE_FIELDS = {"reward_models", "members", "models", "policies"}
+OBJECTIVES = (Kind.RLHF, "reward_model")  # one is enough, but there may be several
 MIN_MEMBERS = 2  # one model disagrees with nobody
 NEW_TINY = "new:tiny"
 HUGGING_FACE_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 MAX_NAMES = 200
+
+
+def is_optional(kind: str, field: str) -> bool:
+    return field in OPTIONAL_FIELDS or (kind, field) in OPTIONAL_FIELDS_OF_KINDS
+
+
+def names_several(kind: str, field: str) -> bool:
+    return field in ENSEMBLE_FIELDS or (kind, field) == OBJECTIVES
 
 
 def runs_of(user: User) -> TrainingRunQuerySet:
@@ -115,9 +130,9 @@ def resolve_model(kind: str, field: str, value: Any, user: User = None) -> str:
         ConfigError: it stands for none that the field takes; the message names the field.
     """
     value = str(value).strip()
-    if field in ENSEMBLE_FIELDS:
-        return _resolve_ensemble(field, value, user)
-    if (not value and field in OPTIONAL_FIELDS) or (value == NEW_TINY and (kind, field) == (Kind.SFT, "policy")):
+    if names_several(kind, field):
+        return _resolve_ensemble(kind, field, value, user)
+    if (not value and is_optional(kind, field)) or (value == NEW_TINY and (kind, field) == (Kind.SFT, "policy")):
         return value
     return resolve_name(field, value, MODEL_FIELDS[field], user)
 
@@ -134,11 +149,13 @@ def resolve_name(field: str, value: str, taken: Taken, user: User = None) -> str
     return found or _saved_by_run(field, value, taken, user) or _hugging_face_id(field, value, taken)
 
 
-def _resolve_ensemble(field: str, value: str, user: User) -> str:
+def _resolve_ensemble(kind: str, field: str, value: str, user: User) -> str:
     members = [resolve_name(field, name, MODEL_FIELDS[field], user) for name in split_names(value)]
     is_combiner = field == "reward_models" and any(Path(member, COMBINER).is_file() for member in members)
-    if len(set(members)) < MIN_MEMBERS and not is_combiner:  # a combiner's own members may disagree
-        raise ConfigError(f"{field}: name {MIN_MEMBERS} different models or more, separated by commas")
+    is_one_enough = is_combiner or (kind, field) == OBJECTIVES  # a combiner's own members may disagree
+    if len(set(members)) < (1 if is_one_enough else MIN_MEMBERS):
+        wanted = "a model" if is_one_enough else f"{MIN_MEMBERS} different models or more, separated by commas"
+        raise ConfigError(f"{field}: name {wanted}")
     if any("," in member for member in members):
         raise ConfigError(f"{field}: a model's folder has a comma in its path")
     return ", ".join(dict.fromkeys(members))

@@ -11,7 +11,7 @@ from django.conf import settings
 from training.alignment.config import ConfigError, RunConfig, split_names
 from training.alignment.member_config import MEMBER, ServedJudgeMember, read_member
 
-MODEL, COMBINER = "config.json", "combiner.json"
+MODEL, ADAPTER, COMBINER = "config.json", "adapter_config.json", "combiner.json"
 REWARD_FIELDS = (
     *("reward_model", "held_out_reward_model", "other_reward_model", "reward_models", "members", "incumbent"),
     "member",

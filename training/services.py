@@ -45,9 +45,13 @@ NEEDS_PREFERENCES = {
     TrainingRun.Kind.LEARNING_CURVE,
     TrainingRun.Kind.EVALUATE,
     TrainingRun.Kind.REJECTION_SAMPLING,
+    TrainingRun.Kind.RLHF,
+    TrainingRun.Kind.DPO,
+    TrainingRun.Kind.COMPARE_POLICIES,
     TrainingRun.Kind.COMBINE,
     TrainingRun.Kind.AVERAGE_WEIGHTS,
 }
+NEEDS_FILE = {TrainingRun.Kind.SCORE: "responses", TrainingRun.Kind.SAMPLE: "prompts"}
 NEEDS_PROJECT = {TrainingRun.Kind.SCORE_COMPARISONS, TrainingRun.Kind.PREVIEW_JUDGE}
 SOURCES = {
     Status.QUEUED: {Status.RUNNING},
@@ -177,8 +181,8 @@ def _config(
         values["preferences"] = launch.PREFERENCES
     elif values.get("preferences") or kind in NEEDS_PREFERENCES:
         values["preferences"] = _existing_file("preferences", values.get("preferences", ""))
-    if kind == TrainingRun.Kind.SCORE:
-        values["responses"] = _existing_file("responses", values.get("responses", ""))
+    if kind in NEEDS_FILE:
+        values[NEEDS_FILE[kind]] = _existing_file(NEEDS_FILE[kind], values.get(NEEDS_FILE[kind], ""))
     if values.get("examples"):
         values["examples"] = _existing_file("examples", values["examples"])
     elif kind == TrainingRun.Kind.SFT and preference_set is None and not values.get("preferences"):

@@ -22,11 +22,11 @@ from tests.training.factories import (
 from tests.training.reports import leave, make_curve, make_report
 from training import launch, services
 from training.alignment.config import CONFIGS
-from training.forms import GROUPS, THE_RUN
+from training.forms import GROUPS, POLICY_GROUPS, THE_RUN
 from training.models import Metric, PreferenceSet, TrainingRun
 
 pytestmark = pytest.mark.django_db
-KINDS = ["reward_model", "learning_curve", "evaluate", "rejection_sampling", "sft"]
+KINDS = ["reward_model", "learning_curve", "evaluate", "rejection_sampling", "rlhf", "dpo", "sft"]
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_start_page_offers_only_what_the_user_may_see():
 
 
 def test_start_page_of_an_unknown_kind_is_not_found(staff: Client):
-    assert staff.get(start_url("dpo")).status_code == 404
+    assert staff.get(start_url("ppo")).status_code == 404
 
 
 @pytest.mark.parametrize("method", ["put", "patch", "delete"])
@@ -239,10 +239,53 @@ def test_start_page_groups_its_further_settings(staff: Client):
     assert form["ties"].field.choices[1] == ("efron", "efron")
 
 
-def test_groups_name_fields_that_there_are():
+@pytest.mark.parametrize("groups", [GROUPS, POLICY_GROUPS])
+def test_groups_name_fields_that_there_are(groups):
     known = {name for config in CONFIGS.values() for name in config.__dataclass_fields__}
-    named = [name for names in GROUPS.values() for name in names]
+    named = [name for names in groups.values() for name in names]
     assert (set(named) - known, len(named)) == (set(), len(set(named)))
+
+
+def test_start_page_of_rlhf_says_where_to_look(staff: Client):
+    make_preference_set()
+    form = staff.get(start_url("rlhf")).context["form"]
+    basic = ["name", "preference_set", "policy", "reward_model", "algorithm", "beta", "num_steps"]
+    assert [field.name for field in form.basic] == basic
+    assert list(form.advanced) == [
+        "Data",
+        "Sampling",
+        "KL to the reference policy",
+        "Policy gradient",
+        "Reward",
+        "Several objectives",
+        "Guard against over-optimisation",
+        "Schedule",
+        "Weights and memory",
+        THE_RUN,
+    ]
+    left = [field.name for field in form.advanced[THE_RUN]]
+    assert left == ["seed", "num_processes", "save_minutes"]
+    optional = {name for name in ("reference_policy", "held_out_reward_model") if not form.fields[name].required}
+    assert optional == {"reference_policy", "held_out_reward_model"}
+
+
+def test_start_page_takes_several_objectives_of_rlhf(staff: Client):
+    make_preference_set()
+    base, one, two = make_finished_run(kind="sft", name="base"), *(make_finished_run(name=name) for name in "ab")
+    data = start_data("rlhf", staff, policy="base", reward_model="a, b", reference_policy="base")
+    staff.post(start_url("rlhf"), data)
+    config = TrainingRun.objects.get(kind="rlhf").config
+    assert config["reward_model"] == f"{one.model_dir}, {two.model_dir}"
+    assert config["reference_policy"] == str(base.model_dir)
+
+
+def test_start_page_compares_policies(staff: Client):
+    make_preference_set()
+    one, two = (make_finished_run(kind=kind, name=kind) for kind in ("sft", "dpo"))
+    assert staff.get(start_url("compare_policies")).context["form"]["policies"].value() == ""
+    staff.post(start_url("compare_policies"), start_data("compare_policies", staff, policies="sft\ndpo"))
+    config = TrainingRun.objects.get(kind="compare_policies").config
+    assert (config["policies"], config["reward_model"]) == (f"{one.model_dir}, {two.model_dir}", "")
 
 
 def test_start_page_opens_on_a_learning_curve_with_its_points(staff: Client):
@@ -348,6 +391,9 @@ def test_page_of_a_preference_set_offers_no_guidance(staff: Client):
         "reward_model",
         "learning_curve",
         "rejection_sampling",
+        "rlhf",
+        "dpo",
+        "compare_policies",
         "evaluate",
         "sft",
         "combine",
@@ -361,6 +407,9 @@ def test_choose_page_names_every_kind(staff: Client):
         "reward_model",
         "learning_curve",
         "rejection_sampling",
+        "rlhf",
+        "dpo",
+        "compare_policies",
         "evaluate",
         "sft",
         "score_comparisons",

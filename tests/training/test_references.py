@@ -88,6 +88,42 @@ def test_resolve_model_starts_from_nothing_only_for_sft():
         resolve("new:tiny", "policy", "rejection_sampling")
 
 
+def test_resolve_model_takes_several_objectives_of_rlhf_and_one():
+    one, two = (str(make_finished_run(name=name).model_dir) for name in "ab")
+    assert resolve("a, b", "reward_model", "rlhf") == f"{one}, {two}"
+    assert resolve("b", "reward_model", "rlhf") == two
+    with pytest.raises(ConfigError, match=r"^reward_model: name a model$"):
+        resolve(" ", "reward_model", "rlhf")
+    with pytest.raises(ConfigError, match=r"^reward_model: 'a, b' is neither"):
+        resolve("a, b", "reward_model", "rejection_sampling")
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        *(("rlhf", "reference_policy"), ("dpo", "reference_policy")),
+        *(("sample", "reward_model"), ("compare_policies", "reward_model")),
+    ],
+)
+def test_resolve_model_leaves_empty_what_a_kind_can_do_without(kind, field):
+    assert resolve("", field, kind) == ""
+
+
+def test_resolve_model_compares_two_policies_or_more():
+    policies = {kind: str(make_finished_run(kind=kind, name=kind).model_dir) for kind in ("sft", "rlhf", "dpo")}
+    assert resolve("sft, rlhf, dpo", "policies", "compare_policies") == ", ".join(policies.values())
+    with pytest.raises(ConfigError, match=r"^policies: name 2 different models or more, separated by commas$"):
+        resolve("sft, sft", "policies", "compare_policies")
+
+
+def test_resolve_model_takes_the_folder_of_an_adapter_as_a_policy(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    assert resolve(str(tmp_path / "adapter"), "policy", "rlhf") == str(tmp_path / "adapter")
+    with pytest.raises(ConfigError, match=r"^backbone: "):
+        resolve(str(tmp_path / "adapter"))
+
+
 def test_usable_names_lists_each_once_newest_first():
     for name, kind in [("a", "sft"), ("b", "sft"), ("a", "rejection_sampling"), ("rm", "reward_model")]:
         make_finished_run(name=name, kind=kind)
