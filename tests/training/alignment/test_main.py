@@ -1,3 +1,5 @@
+import importlib
+import inspect
 import json
 import os
 import signal
@@ -5,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +15,17 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.alignment.material import write_length_world, write_rankings
-from training.alignment.__main__ import OUT_OF_MEMORY, in_words, run
-from training.alignment.config import EvaluateConfig, LearningCurveConfig, RewardModelConfig, SftConfig
+from training.alignment.__main__ import EXIT_WAITING, OUT_OF_MEMORY, PROGRAMS, in_words, run
+from training.alignment.config import (
+    CONFIGS,
+    EvaluateConfig,
+    LearningCurveConfig,
+    RewardModelConfig,
+    SampleConfig,
+    SftConfig,
+)
 from training.alignment.reward_net import load_backbone
-from training.alignment.run_dir import RunDir, StopFlag
+from training.alignment.run_dir import RunDir, StopFlag, Waiting
 
 ROOT = Path(__file__).resolve().parents[3]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -133,15 +143,41 @@ def test_a_run_that_is_told_nonsense_says_so(tmp_path, written, kind):
     assert RunDir(tmp_path).read_error()["type"] == kind
 
 
-def test_each_kind_has_its_program(tmp_path):
-    for config, message in (
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_each_kind_has_its_program(kind):
+    module, function = PROGRAMS[kind]
+
+    program = getattr(importlib.import_module(f"training.alignment.{module}"), function)
+
+    assert list(inspect.signature(program).parameters) == ["config", "run_dir", "stop"]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
         (RewardModelConfig(), "preferences.jsonl"),
         (EvaluateConfig(), "preferences.jsonl"),
         (SftConfig(), "examples: neither examples nor preferences are given"),
-    ):
-        run_dir = RunDir.create(tmp_path / config.kind, config)
-        assert run(run_dir, StopFlag()) == 1
-        assert message in run_dir.read_error()["message"]
+    ],
+)
+def test_what_a_program_needs_is_told_by_its_error(tmp_path, config, message):
+    run_dir = RunDir.create(tmp_path, config)
+
+    assert run(run_dir, StopFlag()) == 1
+    assert message in run_dir.read_error()["message"]
+
+
+def test_a_run_that_waits_for_others_names_them_and_is_not_done(tmp_path, monkeypatch):
+    shard = SampleConfig(prompts="prompts.jsonl", policy="a/b")
+
+    def wait(*_: object) -> None:
+        raise Waiting([shard])
+
+    monkeypatch.setitem(sys.modules, "training.alignment.sampling", SimpleNamespace(run_sampling=wait))
+    run_dir = RunDir.create(tmp_path, SampleConfig())
+
+    assert run(run_dir, StopFlag()) == EXIT_WAITING
+    assert (run_dir.read_shards(), run_dir.read_result(), run_dir.read_error()) == ([shard], None, None)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from training.alignment.config import ConfigError, EvaluateConfig
+from training.alignment.config import ConfigError, EvaluateConfig, SampleConfig
 from training.alignment.run_dir import PACKAGES, RunDir, StopFlag, is_sealed, replace_folder, seal
 
 
@@ -78,6 +78,14 @@ def test_results_errors_and_versions(run_dir):
     versions = json.loads((run_dir.path / "versions.json").read_text())
     assert set(versions) == {"python", *PACKAGES}
     assert all(re.match(r"\d+\.\d+", version) for version in versions.values())
+
+
+def test_shards_are_read_as_they_were_written(run_dir):
+    shards = [SampleConfig(prompts="prompts.jsonl", first=3 * number, num_prompts=3) for number in range(2)]
+
+    assert run_dir.read_shards() == []
+    run_dir.write_shards(shards)
+    assert run_dir.read_shards() == shards
 
 
 def test_the_newest_checkpoint_comes_first_and_old_ones_go(run_dir):
