@@ -1,0 +1,83 @@
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from tests.training.factories import make_finished_run, make_judged_project, make_staff
+from tests.training.reports import leave
+from tests.training.test_admin import _num_queries, inline, make_viewer, run_url
+from tests.training.trackings import ALARM, exploited, leave_checks, leave_samples
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def staff(client: Client) -> Client:
+    client.force_login(make_staff(username="staff"))
+    return client
+
+
+def make_rlhf(**values):
+    run = make_finished_run(**{"kind": "rlhf", "config": {"guard": "stop", "kl_target": 2.0}, **values})
+    return leave(leave_checks(run, exploited()), "alarm.json", ALARM)
+
+
+def test_run_page_says_that_the_guard_stopped_it(staff: Client):
+    page = staff.get(run_url("change", make_rlhf())).content.decode()
+    assert "Stopped by the guard at step 120; the policy of step 80 is kept." in page
+    assert "The reward rose while the held-out reward fell" in page
+    assert '<th scope="row">80</th><td>1.260 [1.160,\u00a01.360]</td><td>0.700 [0.600,\u00a00.800]</td>' in page
+    assert page.count('<svg class="plot chart"') == 8
+    assert inline(page.encode()) == []
+
+
+def test_run_page_shows_what_a_policy_answers_over_time(staff: Client):
+    run = make_rlhf()
+    for step in (0, 80, 160):
+        leave_samples(run, step, response="<script>alert(1)</script>")
+    response = staff.get(run_url("change", run), {"prompt": "1", "step": ["0", "160"]})
+    page = response.content.decode()
+    assert page.count('<pre dir="auto">&lt;script&gt;alert(1)&lt;/script&gt;</pre>') == 4
+    assert "<script>alert" not in page
+    assert [choice.value for choice in response.context["over_time"].steps if choice.is_chosen] == [0, 160]
+    assert '<a href="?prompt=2&amp;step=0&amp;step=160#samples">Next prompt</a>' in page
+
+
+def test_run_page_asks_the_database_no_more_for_checks_and_samples(staff: Client):
+    run = make_finished_run(kind="rlhf")
+    before = _num_queries(staff, run_url("change", run))
+    leave_checks(run, exploited())
+    for step in (0, 20, 40):
+        leave_samples(run, step)
+    assert _num_queries(staff, run_url("change", run)) == before
+
+
+def test_tracking_is_sent_again_once_there_is_news(staff: Client):
+    run = leave_checks(make_finished_run(kind="rlhf", status="queued"), exploited())
+    url = run_url("tracking", run)
+    news = staff.get(url, {"seen": "140"})
+    assert (news.status_code, staff.get(url, {"seen": "160"}).status_code) == (200, 204)
+    page = news.content.decode()
+    assert f'hx-get="{url}?seen=160"' in page
+    assert 'role="region" aria-label="Checks as a table" hx-swap-oob="true"' in page
+    leave(run, "alarm.json", ALARM)
+    assert f'{url}?seen=160-alarm"' in staff.get(url, {"seen": "160"}).content.decode()
+    run.status = "succeeded"
+    run.save()
+    assert "hx-get" not in staff.get(url).content.decode()
+
+
+def test_tracking_of_what_makes_no_checks_is_no_content(staff: Client):
+    assert staff.get(run_url("tracking", make_finished_run(kind="sft"))).status_code == 204
+
+
+def test_tracking_is_for_those_who_see_the_project():
+    run = make_rlhf(project=make_judged_project(is_open=False))
+    viewer = make_viewer("view_trainingrun")
+    assert viewer.get(run_url("tracking", run)).status_code == 404
+    assert viewer.get(run_url("tracking", make_rlhf())).status_code == 200
+    assert make_viewer().get(run_url("tracking", run)).status_code == 403
+
+
+def test_tracking_refuses_other_methods(staff: Client):
+    assert staff.post(run_url("tracking", make_rlhf())).status_code == 405
+    assert staff.get(reverse("admin:training_trainingrun_tracking", args=[999])).status_code == 404
