@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from training.alignment.batching import batches, budget, pad
 from training.alignment.config import ConfigError
 from training.alignment.member_config import ImplicitRewardMember
-from training.alignment.preferences import Encoded, PromptedResponses, encode, tokenizer_digest
+from training.alignment.policies import load_policy
+from training.alignment.preferences import Encoded, Messages, PromptedResponses, encode, tokenizer_digest
 from training.alignment.products import allow_fast_products
 from training.alignment.reward import OVERALL, Scored, placed
 from training.alignment.reward_net import fit_length
@@ -38,7 +39,6 @@ from training.alignment.weights import weights_digest
 
 MAX_TOKENS = 16384
 NUM_LOGITS = 2**28  # at a time: a gigabyte of them
-ADAPTERS, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PARTS = ("normalizer", "pre_tokenizer", "model")  # of a tokenizer: what makes tokens of text
 PROBES = (
     [{"role": "user", "content": "Is 2 + 2 = 4?\n\n\tNaïve 你好 🙂"}],
@@ -65,7 +65,7 @@ def load(
     if device.type == "cpu":
         allow_fast_products()
     (policy, tokenizer), (reference_policy, reference_tokenizer) = (
-        _load_policy(placed(folder, name)) for name in (config.policy, config.reference_policy)
+        load_policy(placed(folder, name)) for name in (config.policy, config.reference_policy)
     )
     require_same_tokens(tokenizer, reference_tokenizer)
     return ImplicitReward(
@@ -120,7 +120,10 @@ class ImplicitReward:
 
     def score_prompts(self, prompts: Sequence[PromptedResponses], aspect: str | None = None) -> list[Scored]:
         """The scores of all prompts' responses; one whose probability overflows is missing."""
-        encoded = [[self._encode(one, text) for text in one.responses] for one in prompts]
+        encoded = [
+            [encode_answer(self.tokenizer, one.prompt, text, self.max_length) for text in one.responses]
+            for one in prompts
+        ]
         flat = [text for texts in encoded for text in texts]
         policy, reference = (
             response_logprobs(model, flat, self.max_tokens) for model in (self.policy, self.reference_policy)
@@ -128,14 +131,6 @@ class ImplicitReward:
         scores = self.beta * (policy - reference)
         rest = iter(np.where(np.isfinite(scores), scores, math.nan).tolist())
         return [Scored(list(islice(rest, len(texts))), sum(text.is_truncated for text in texts)) for texts in encoded]
-
-    def _encode(self, prompted: PromptedResponses, response: str) -> Encoded:
-        """Up to the token that ends the response: no policy has written what a template puts after it."""
-        encoded = encode(self.tokenizer, prompted.prompt, response, self.max_length)
-        special = set(self.tokenizer.all_special_ids)
-        ends = [place for place, token in enumerate(encoded.ids) if token in special]
-        end = ends[-1] + 1 if ends and ends[-1] >= encoded.num_prompt_tokens else len(encoded.ids)
-        return Encoded(encoded.ids[:end], encoded.num_prompt_tokens, encoded.num_dropped)
 
 
 @torch.inference_mode()
@@ -149,26 +144,44 @@ def response_logprobs(model: PreTrainedModel, encoded: Sequence[Encoded], max_to
         model: a causal language model.
         max_tokens: in one forward pass, padding included.
     """
-    device = next(model.parameters()).device
-    max_tokens = min(budget(max_tokens, device), NUM_LOGITS // model.config.get_text_config().vocab_size)
+    max_tokens = min(budget(max_tokens, next(model.parameters()).device), most_tokens(model))
     found = np.zeros(len(encoded))
     for places in batches([len(one.ids) for one in encoded], [1] * len(encoded), max_tokens):
-        some = [encoded[place] for place in places]
-        ids, mask = pad([one.ids for one in some], device)
-        first = max(min(one.num_prompt_tokens for one in some), 1)  # nothing foretells the very first token
-        logits = model(
-            input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=ids.shape[1] - first + 1
-        ).logits[:, :-1]
-        targets = ids[:, first:]
-        logprobs = -nn.functional.cross_entropy(
-            (logits if logits.dtype == torch.float64 else logits.float()).flatten(0, 1),
-            targets.flatten(),
-            reduction="none",
-        ).view(targets.shape)
-        begins = torch.tensor([[one.num_prompt_tokens] for one in some], device=device)
-        counts = (torch.arange(first, ids.shape[1], device=device) >= begins) & (mask[:, first:] > 0)
-        found[places] = logprobs.double().where(counts, 0.0).sum(1).cpu().numpy()
+        found[places] = summed_logprobs(model, [encoded[place] for place in places]).cpu().numpy()
     return found
+
+
+def most_tokens(model: PreTrainedModel) -> int:
+    """How many of them may have logits at a time."""
+    return NUM_LOGITS // int(model.config.get_text_config().vocab_size)
+
+
+def summed_logprobs(model: nn.Module, encoded: Sequence[Encoded]) -> Tensor:
+    """(N,) double, what `response_logprobs` gives, in one forward pass and with gradients where they are on."""
+    device = next(model.parameters()).device
+    ids, mask = pad([one.ids for one in encoded], device)
+    first = max(min(one.num_prompt_tokens for one in encoded), 1)  # nothing foretells the very first token
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=ids.shape[1] - first + 1).logits[
+        :, :-1
+    ]
+    targets = ids[:, first:]
+    logprobs = -nn.functional.cross_entropy(
+        (logits if logits.dtype == torch.float64 else logits.float()).flatten(0, 1),
+        targets.flatten(),
+        reduction="none",
+    ).view(targets.shape)
+    begins = torch.tensor([[one.num_prompt_tokens] for one in encoded], device=device)
+    counts = (torch.arange(first, ids.shape[1], device=device) >= begins) & (mask[:, first:] > 0)
+    return logprobs.double().where(counts, 0.0).sum(1)
+
+
+def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: Messages, response: str, max_length: int) -> Encoded:
+    """Up to the token that ends the response: no policy has written what a template puts after it."""
+    encoded = encode(tokenizer, prompt, response, max_length)
+    special = set(tokenizer.all_special_ids)
+    ends = [place for place, token in enumerate(encoded.ids) if token in special]
+    end = ends[-1] + 1 if ends and ends[-1] >= encoded.num_prompt_tokens else len(encoded.ids)
+    return Encoded(encoded.ids[:end], encoded.num_prompt_tokens, encoded.num_dropped)
 
 
 def require_same_tokens(tokenizer: PreTrainedTokenizerBase, reference: PreTrainedTokenizerBase) -> None:
@@ -190,21 +203,3 @@ def require_same_tokens(tokenizer: PreTrainedTokenizerBase, reference: PreTraine
             raise ConfigError("reference_policy: its tokenizer lacks tokens of the policy's chat template")
         if reference.chat_template and encode(reference, prompt, "Yes.", 1024).ids != ids:
             raise ConfigError("reference_policy: its chat template is not the policy's, so it is asked something else")
-
-
-def _load_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model and its tokenizer; adapters are put upon the model that they were trained on."""
-    folder = Path(name)
-    if not (folder / ADAPTERS).is_file():
-        whole: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-        return whole, AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise ConfigError(f"{name} holds adapters, but not in {ADAPTER_WEIGHTS}")
-    told = json.loads((folder / ADAPTERS).read_text(encoding="utf-8"))
-    model, tokenizer = _load_policy(placed(folder, told["base_model_name_or_path"]))
-    if (folder / "tokenizer_config.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    model.load_adapter(name)
-    return model, tokenizer

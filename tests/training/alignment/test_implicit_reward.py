@@ -14,7 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.training.alignment.material import random_pairs
 from training.alignment.config import ConfigError
-from training.alignment.implicit_reward import ImplicitReward, load, require_same_tokens, response_logprobs
+from training.alignment.implicit_reward import (
+    encode_answer,
+    load,
+    require_same_tokens,
+    response_logprobs,
+)
 from training.alignment.member_config import ImplicitRewardMember, write_member
 from training.alignment.preferences import Encoded, PromptedResponses, encode
 from training.alignment.reward import load_reward
@@ -205,11 +210,8 @@ def test_what_a_template_writes_after_the_end_does_not_count(llama_folder):
     tokenizer = AutoTokenizer.from_pretrained(llama_folder)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = CHATML
-    model = AutoModelForCausalLM.from_pretrained(llama_folder)
-    model.resize_token_embeddings(len(tokenizer))
-    reward = ImplicitReward(model, model, tokenizer, beta=1.0)
 
-    encoded = reward._encode(PromptedResponses(asking("Eggs?"), ()), "Boil them.")
+    encoded = encode_answer(tokenizer, asking("Eggs?"), "Boil them.", 1024)
 
     assert tokenizer.decode(encoded.ids[encoded.num_prompt_tokens :]) == "Boil them.<|im_end|>"
     assert tokenizer.decode(encoded.ids[: encoded.num_prompt_tokens]).endswith("<|im_start|>assistant\n")
