@@ -83,7 +83,7 @@ def test_log_ratio_refuses_what_does_not_fit():
 def test_k1_and_k3_have_the_kl_as_their_mean(world):
     kl = float((world.law * (world.law / world.reference_law).log()).sum())
 
-    assert kl > 0.3
+    assert kl > 0.2
     assert float(world.mean(k1(world.log_ratio.detach()))) == pytest.approx(kl, abs=1e-12)
     assert float(world.mean(k3(world.log_ratio.detach()))) == pytest.approx(kl, abs=1e-12)
     assert float(world.mean(k2(world.log_ratio.detach()))) != pytest.approx(kl, rel=0.01)
@@ -126,6 +126,7 @@ def test_k3_of_tokens_times_their_ratio_follows_each_token_s_own_kl_and_leaves_o
     uncorrected = world.in_loss_by_token(k3)
 
     assert error(found, of_tokens) < 1e-10
+    assert error(found, world.in_loss_by_token(k2)) < 1e-10
     assert error(found, world.forward) > 0.05
     assert error(found, world.forward) < error(uncorrected, world.forward)
     assert cosine(found, world.forward) > cosine(uncorrected, world.forward)
