@@ -87,7 +87,7 @@ class PreferenceSetAdmin(PageAdmin):
     def changelist_view(self, request: HttpRequest, extra_context: Context = None) -> HttpResponse:
         return super().changelist_view(request, {**(extra_context or {}), "title": "Preference sets"})
 
-    @admin.display(description="judgments (train, validation, test)")
+    @admin.display(description="judgments (train, validation, test, guard)")
     def judgments(self, preference_set: PreferenceSet) -> str:
         return ", ".join(str(counts["judgments"]) for counts in preference_set.counts.values())
 

@@ -3,6 +3,10 @@
 The same judgments give the same bytes, whatever their database ids, the order in which they came or the time: a
 record holds content only, responses stand in the order of their text, and lines are sorted. Prompts are assigned
 to splits by a seeded hash, so all judgments of a prompt are in one split and stay there as more are collected.
+
+The split `guard` is set aside: no reward that selects learns from its votes, so that others can be trained on them to
+watch what a policy makes of that reward. It is taken off the training prompts: whether there is one or not, the same
+prompts are held back to validate and to test with.
 """
 
 import hashlib
@@ -18,7 +22,7 @@ from typing import IO, Any
 
 from annotate.identity import canonical_json, digest, messages_digest
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test", "guard")  # in the order of their shares; the last may be missing
 LINES_IN_MEMORY = 20_000
 NOT_CONTENT = {"id", "seconds", "split"}
 
@@ -33,7 +37,7 @@ def write_preferences(
     Lines are sorted through files, so memory does not grow with their number.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    counter = _Counter()
+    counter = _Counter(SPLITS[: len(fractions)])
     lines = (_line(counter.count(frozen_record(row, seed=seed, fractions=fractions))) for row in rows)
     with ExitStack() as files:
         chunks = [files.enter_context(chunk) for chunk in _sorted_chunks(lines, folder)]
@@ -54,13 +58,19 @@ def frozen_record(row: dict[str, Any], *, seed: int, fractions: Sequence[float])
 
 
 def split_of(prompt_digest: str, *, seed: int, fractions: Sequence[float]) -> str:
-    """The split of a prompt: its seeded hash as a number from 0 to 1, and where that falls among the fractions."""
+    """The split of a prompt: its seeded hash as a number from 0 to 1, and where that falls among the fractions.
+
+    These are the shares of train, validation and test, and of guard where there is one, which lies next to train.
+    """
     drawn = hashlib.sha256(f"{seed}:{prompt_digest}".encode()).digest()
     place = int.from_bytes(drawn[:8], "big") / 2**64
-    train, validation, _ = fractions
+    train, validation, _, *guard = fractions
     if place < train:
         return "train"
-    return "validation" if place < train + validation else "test"
+    learned = train + sum(guard)
+    if place < learned:
+        return "guard"
+    return "validation" if place < learned + validation else "test"
 
 
 def num_pairs(ranking: Sequence[Sequence[int]]) -> int:
@@ -83,9 +93,9 @@ def _canonical_order(row: dict[str, Any]) -> list[int]:
 class _Counter:
     """Counts records as they pass."""
 
-    def __init__(self) -> None:
-        self.numbers = {split: {"judgments": 0, "pairs": 0, "simulated": 0} for split in SPLITS}
-        self.prompts: dict[str, set[str]] = {split: set() for split in SPLITS}
+    def __init__(self, splits: Sequence[str]) -> None:
+        self.numbers = {split: {"judgments": 0, "pairs": 0, "simulated": 0} for split in splits}
+        self.prompts: dict[str, set[str]] = {split: set() for split in splits}
 
     def count(self, record: dict[str, Any]) -> dict[str, Any]:
         numbers = self.numbers[record["split"]]
@@ -96,7 +106,7 @@ class _Counter:
         return record
 
     def counts(self) -> Counts:
-        return {split: {**self.numbers[split], "prompts": len(self.prompts[split])} for split in SPLITS}
+        return {split: {**numbers, "prompts": len(self.prompts[split])} for split, numbers in self.numbers.items()}
 
 
 def _line(record: dict[str, Any]) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 from django import forms
 
 from annotate.models import Project
-from training import promotion_queries, queries, references, services
+from training import export, promotion_queries, queries, references, services
 from training.admin_pages import is_id
 from training.alignment.config import CONFIGS, ConfigError
 from training.models import PreferenceSet, TrainingRun
@@ -83,9 +83,17 @@ SHORT_NAMES = {
 class FreezeForm(forms.Form):
     project = forms.ModelChoiceField(Project.objects.none())
     name = forms.CharField(max_length=100, help_text="Unique in its project, without a slash.")
-    train = forms.FloatField(min_value=0, max_value=1, initial=0.8)
-    validation = forms.FloatField(min_value=0, max_value=1, initial=0.1)
-    test = forms.FloatField(min_value=0, max_value=1, initial=0.1)
+    train, validation, test = (
+        forms.FloatField(min_value=0, max_value=1, initial=share) for share in services.FRACTIONS[:3]
+    )
+    guard = forms.FloatField(
+        required=False,
+        min_value=0,
+        max_value=1,
+        initial=services.FRACTIONS[3],
+        help_text="Votes that are set aside: from them come the rewards that watch a policy while it is trained by "
+        "another one. Without them it is watched by rewards from the few validation votes.",
+    )
     seed = forms.IntegerField(initial=0, help_text="Draws which prompts go into which part.")
 
     is_weighted = forms.BooleanField(
@@ -104,12 +112,13 @@ class FreezeForm(forms.Form):
     def freeze(self) -> PreferenceSet | None:
         """The new preference set; nothing, and an error on the form, if there can be none."""
         cleaned = self.cleaned_data
+        shares = [cleaned[split] for split in export.SPLITS]
         try:
             return services.freeze(
                 project=cleaned["project"],
                 name=cleaned["name"],
                 seed=cleaned["seed"],
-                fractions=[cleaned[split] for split in ("train", "validation", "test")],
+                fractions=shares if cleaned["guard"] else shares[:3],
                 is_weighted=cleaned["is_weighted"],
                 user=self.user,
             )

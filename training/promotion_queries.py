@@ -22,7 +22,7 @@ from urllib.parse import urlencode
 from django.db.models import Q, QuerySet
 
 from annotate.models import OVERALL, Project
-from training import comparison_queries, plots, queries, references
+from training import comparison_queries, export, plots, queries, references
 from training.alignment.config import split_names
 from training.combination_queries import Gain, Named, gain
 from training.models import PreferenceSet, Promotion, TrainingRun
@@ -280,7 +280,7 @@ def _is_combined_again(run: TrainingRun, incumbent: TrainingRun | None) -> bool:
 def _why_not_held_out(preference_set: PreferenceSet | None, learned: Sequence[TrainingRun]) -> str:
     """Why the test split may hold prompts that the rewards learned from; empty where it holds none.
 
-    A prompt's split is drawn by its text, so sets of one seed and the same shares hold the same prompts back.
+    A prompt's split is drawn by its text, so sets of one seed and the same share of it test on the same prompts.
     """
     if any(_is_cross_fitted(run) for run in learned):
         return "a reward was cross-fitted, and so on test prompts too"
@@ -290,7 +290,7 @@ def _why_not_held_out(preference_set: PreferenceSet | None, learned: Sequence[Tr
 
 
 def _drawn(preference_set: PreferenceSet | None) -> tuple[Any, ...] | None:
-    return (preference_set.seed, *preference_set.fractions) if preference_set else None
+    return (preference_set.seed, preference_set.fractions[export.SPLITS.index(TEST_SPLIT)]) if preference_set else None
 
 
 def _is_cross_fitted(run: TrainingRun) -> bool:

@@ -38,7 +38,7 @@ WRITE_SECONDS = 1.0  # between two writes of new metrics
 SHUTDOWN_GRACE_SECONDS = 3  # the process manager allows five
 NUM_ERROR_LINES = 20
 MAX_WAITING_MESSAGES = 100
-FRACTIONS = (0.8, 0.1, 0.1)
+FRACTIONS = (0.65, 0.1, 0.1, 0.15)
 DATABASE_AWAY = (OperationalError, InterfaceError)
 NEEDS_PREFERENCES = {
     TrainingRun.Kind.REWARD_MODEL,
@@ -51,7 +51,7 @@ NEEDS_PREFERENCES = {
     TrainingRun.Kind.COMBINE,
     TrainingRun.Kind.AVERAGE_WEIGHTS,
 }
-NEEDS_FILE = {TrainingRun.Kind.SCORE: "responses", TrainingRun.Kind.SAMPLE: "prompts"}
+NEEDS_FILE: dict[str, str] = {TrainingRun.Kind.SCORE: "responses", TrainingRun.Kind.SAMPLE: "prompts"}
 NEEDS_PROJECT = {TrainingRun.Kind.SCORE_COMPARISONS, TrainingRun.Kind.PREVIEW_JUDGE}
 SOURCES = {
     Status.QUEUED: {Status.RUNNING},
@@ -85,6 +85,7 @@ def freeze(
     """Snapshot the project's judgments. The file is written before the row, so that every row has its file.
 
     Args:
+        fractions: shares of train, validation and test, and of guard where some votes are set aside; see `export`.
         is_weighted: each judgment is told how reliable its annotator is, for runs that count by it.
 
     Raises:
@@ -125,8 +126,9 @@ def _weighted_rows(project: Project) -> Iterator[dict[str, Any]]:
 def _check_freeze(project: Project, name: str, fractions: Sequence[float]) -> None:
     if not name.strip() or "/" in name or len(name) > 100:
         raise CannotFreeze("A preference set's name has 1 to 100 characters, none of them a slash.")
-    if len(fractions) != 3 or any(not 0 <= share <= 1 for share in fractions) or abs(sum(fractions) - 1) > 1e-6:
-        raise CannotFreeze("Fractions are the shares of train, validation and test; they add up to 1.")
+    is_unfit = any(not 0 <= share <= 1 for share in fractions) or abs(sum(fractions) - 1) > 1e-6
+    if len(fractions) not in {3, 4} or is_unfit:
+        raise CannotFreeze("Fractions are the shares of train, validation, test and maybe guard; they add up to 1.")
     if PreferenceSet.objects.filter(project=project, name=name).exists():
         raise CannotFreeze(_name_taken(project, name))
 

@@ -98,6 +98,15 @@ def test_freeze_page_freezes(staff: Client):
     assert frozen.digest in response.content.decode()
 
 
+def test_freeze_page_sets_votes_aside(staff: Client):
+    project = make_judged_project(name="cooking")
+    form = staff.get(reverse("admin:training_preferenceset_add")).context["form"]
+    shares = {split: form[split].value() for split in ("train", "validation", "test", "guard")}
+    assert shares == {"train": 0.65, "validation": 0.1, "test": 0.1, "guard": 0.15}
+    staff.post(reverse("admin:training_preferenceset_add"), {**shares, "project": project.pk, "name": "x", "seed": 0})
+    assert PreferenceSet.objects.get().fractions == [0.65, 0.1, 0.1, 0.15]
+
+
 def test_freeze_page_says_why_it_cannot(staff: Client):
     project = make_project(name="empty")
     data = {"project": project.pk, "name": "first", "train": 0.8, "validation": 0.1, "test": 0.1, "seed": 0}

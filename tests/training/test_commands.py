@@ -10,6 +10,7 @@ from django.core.management import CommandError, call_command
 
 from tests.training.factories import make_finished_run, make_judged_project, make_preference_set
 from tests.training.scratch import Home, home
+from training import export
 from training.models import PreferenceSet, TrainingRun
 
 
@@ -36,6 +37,14 @@ def test_freeze_prints_what_each_split_holds(capsys):
         f"digest      {frozen.digest}",
         f"Preference set cooking/first: {frozen.path}",
     ]
+
+
+@pytest.mark.django_db
+def test_freeze_sets_votes_aside_by_default(capsys):
+    make_judged_project(name="cooking", num_prompts=1)
+    call_command("freeze", "cooking", "first")
+    assert PreferenceSet.objects.get().fractions == [0.65, 0.1, 0.1, 0.15]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:4]] == list(export.SPLITS)
 
 
 @pytest.mark.django_db

@@ -110,14 +110,32 @@ def test_write_preferences_carries_any_text(tmp_path):
     assert json.loads(line)["prompt"][0]["content"] == hostile
 
 
-@pytest.mark.parametrize("fractions", [(0.8, 0.1, 0.1), (0.5, 0.25, 0.25), (0.0, 0.0, 1.0)])
+def splits_of(num_prompts: int, fractions) -> list[str]:
+    digests = [messages_digest([{"role": "user", "content": str(number)}]) for number in range(num_prompts)]
+    return [export.split_of(digest, seed=3, fractions=fractions) for digest in digests]
+
+
+@pytest.mark.parametrize(
+    "fractions", [(0.8, 0.1, 0.1), (0.5, 0.25, 0.25), (0.0, 0.0, 1.0), (0.65, 0.1, 0.1, 0.15), (0, 0, 0, 1)]
+)
 def test_split_of_keeps_the_fractions(fractions):
-    splits = [
-        export.split_of(messages_digest([{"role": "user", "content": str(number)}]), seed=3, fractions=fractions)
-        for number in range(4000)
-    ]
-    shares = [splits.count(split) / 4000 for split in export.SPLITS]
+    splits = splits_of(4000, fractions)
+    shares = [splits.count(split) / 4000 for split in export.SPLITS[: len(fractions)]]
     assert shares == pytest.approx(fractions, abs=0.025)  # three standard deviations
+
+
+def test_split_of_takes_the_guard_off_the_training_prompts():
+    before, after = splits_of(1000, (0.8, 0.1, 0.1)), splits_of(1000, (0.65, 0.1, 0.1, 0.15))
+    assert set(zip(before, after, strict=True)) == {
+        *(("train", "train"), ("train", "guard")),
+        *(("validation", "validation"), ("test", "test")),
+    }
+
+
+def test_write_preferences_counts_the_guard_where_there_is_one(tmp_path):
+    _, counts = write([row("one"), row("two")], tmp_path, fractions=(0, 0, 0, 1))
+    assert counts["guard"] == {"judgments": 2, "pairs": 2, "simulated": 0, "prompts": 2}
+    assert list(counts) == ["train", "validation", "test", "guard"]
 
 
 @pytest.mark.parametrize(("ranking", "pairs"), [([[0], [1]], 1), ([[0, 1]], 0), ([[2], [0, 1], [3]], 5)])

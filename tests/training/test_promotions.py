@@ -9,7 +9,7 @@ from django.test.utils import CaptureQueriesContext
 from tests.factories import make_project, make_user
 from tests.training.factories import make_finished_run, make_judged_project, make_preference_set
 from tests.training.reports import figure, gains, leave, make_combination, make_report
-from training import promotion_queries, promotion_services
+from training import promotion_queries, promotion_services, services
 from training.models import Promotion, TrainingRun
 from training.promotion_queries import Test as Held
 from training.promotion_services import CannotPromote
@@ -227,16 +227,17 @@ def test_a_comparison_on_another_project_does_not_count(preference_set, in_use):
     assert promotion_queries.gate(run).test is None
 
 
-@pytest.mark.parametrize("values", [{"seed": 1}, {"fractions": (0.7, 0.2, 0.1)}])
+@pytest.mark.parametrize("values", [{"seed": 1}, {"fractions": (0.7, 0.1, 0.2)}])
 def test_a_comparison_on_prompts_that_may_have_been_learned_from_does_not_count(preference_set, in_use, values):
     run = make_reward(preference_set)
     evaluate(make_preference_set(project=preference_set.project, **values), run, in_use.run)
     assert promotion_queries.gate(run).test is None
 
 
-def test_a_comparison_on_a_later_set_of_the_same_split_counts(preference_set, in_use):
+@pytest.mark.parametrize("fractions", [services.FRACTIONS, (0.8, 0.1, 0.1), (0.7, 0.2, 0.1)])
+def test_a_comparison_on_a_later_set_that_tests_on_the_same_prompts_counts(preference_set, in_use, fractions):
     run = make_reward(preference_set)
-    later = make_preference_set(project=preference_set.project)
+    later = make_preference_set(project=preference_set.project, fractions=fractions)
     evaluate(later, run, in_use.run)
     assert promotion_queries.gate(run).test.preference_set == later.pk
 

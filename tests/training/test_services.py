@@ -59,6 +59,15 @@ def test_freeze_stores_digest_counts_and_file():
     assert (frozen.seed, frozen.fractions, frozen.created_by) == (5, [1, 0, 0], None)
 
 
+def test_freeze_sets_votes_aside_for_the_guard():
+    frozen = services.freeze(project=make_judged_project(num_prompts=2), name="first", fractions=(0, 0, 0, 1))
+    assert {split: counts["judgments"] for split, counts in frozen.counts.items()} == {
+        **{"train": 0, "validation": 0, "test": 0},
+        "guard": 2,
+    }
+    assert {json.loads(line)["split"] for line in frozen.path.read_text().splitlines()} == {"guard"}
+
+
 def test_freeze_tells_each_judgment_how_reliable_its_annotator_is():
     project = make_judged_project()
     annotators = list(Annotator.objects.filter(judgments__project=project).distinct().order_by("pk"))
@@ -112,7 +121,13 @@ def test_freeze_refuses_unfit_name(name):
         services.freeze(project=make_judged_project(), name=name)
 
 
-@pytest.mark.parametrize("fractions", [(0.5, 0.5), (0.9, 0.2, 0.1), (1.5, -0.5, 0), (float("nan"), 1, 0)])
+@pytest.mark.parametrize(
+    "fractions",
+    [
+        *((0.5, 0.5), (0.9, 0.2, 0.1), (1.5, -0.5, 0), (float("nan"), 1, 0)),
+        *((0.8, 0.1, 0.1, 0.1), (0.6, 0.1, 0.1, 0.1, 0.1)),
+    ],
+)
 def test_freeze_refuses_unfit_fractions(fractions):
     with pytest.raises(services.CannotFreeze, match="add up to 1"):
         services.freeze(project=make_judged_project(), name="first", fractions=fractions)
@@ -165,7 +180,11 @@ def test_create_run_stays_queued_when_the_broker_is_away(django_capture_on_commi
         ("evaluate", {"reward_model": BACKBONE, "preferences": "/no/such"}, "preferences: there is no file '/no/such'"),
         ("sft", {"policy": "new:tiny"}, "examples: name a file of examples, or a preference set"),
         ("sft", {"policy": "new:tiny", "examples": "/no/such"}, "examples: there is no file '/no/such'"),
-        ("dpo", {}, "kind: 'dpo' is not one of"),
+        ("ppo", {}, "kind: 'ppo' is not one of"),
+        ("rlhf", {"policy": BACKBONE, "reward_model": BACKBONE}, "preferences: name a preference set"),
+        ("dpo", {"policy": BACKBONE}, "preferences: name a preference set"),
+        ("compare_policies", {"policies": "a/b, a/c"}, "preferences: name a preference set"),
+        ("sample", {"policy": BACKBONE, "prompts": "/no/such"}, "prompts: there is no file '/no/such'"),
     ],
 )
 def test_create_run_names_the_field_it_refuses(kind, values, message):

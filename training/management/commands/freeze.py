@@ -19,10 +19,10 @@ class Command(BaseCommand):
             "--fractions",
             type=_fractions,
             default=services.FRACTIONS,
-            metavar="TRAIN,VALIDATION,TEST",
-            help="shares of the prompts (default: 0.8,0.1,0.1)",
+            metavar="TRAIN,VALIDATION,TEST[,GUARD]",
+            help="shares of the prompts; the guard's votes are set aside for rewards that watch a policy's training "
+            f"(default: {','.join(map(str, services.FRACTIONS))})",
         )
-
         parser.add_argument(
             "--weighted",
             action="store_true",
