@@ -204,10 +204,12 @@ class TrainingRunAdmin(PageAdmin):
         combination = combination_queries.combination(run, request.user)
         report = None if combination else report_queries.report(run, request.user)
         told = combination_queries.TOLD_HERE if combination else report_queries.TOLD_HERE if report else set()
+        if tracking := alignment_queries.tracking(run):
+            told = told | alignment_queries.TOLD_HERE
         page = queries.run_page(run, user=request.user, told_elsewhere=told)
         context = {"run": run, "page": page, "report": report, "combination": combination, "may_cancel": may_cancel}
         context["curve"] = report_queries.learning_curve(run)
-        context["tracking"] = alignment_queries.tracking(run)
+        context["tracking"] = tracking
         asked = request.GET.get("prompt", ""), request.GET.getlist("step")
         context["over_time"] = alignment_queries.samples_over_time(run, *asked)
         context["preview"] = previews.preview(run) if run.kind == Kind.PREVIEW_JUDGE else None

@@ -102,11 +102,12 @@ class Chart:
 
 @dataclass(frozen=True)
 class Canvas:
-    """A frame with the axes of what is drawn in it."""
+    """A frame with the axes of what is drawn in it; upwards may stand shares, which are told in per cent."""
 
     frame: Frame
     x: Scale
     y: Scale
+    is_share: bool = False
 
     def chart(
         self,
@@ -132,7 +133,7 @@ class Canvas:
             levels=[self._place(self.x.low, value, text) for value, text in levels],
             uprights=[self._place(value, self.y.high, text) for value, text in uprights],
             x_ticks=[Tick(_text(self._across(value)), text) for value, text in ticks(self.x)],
-            y_ticks=[Tick(_text(self._down(value)), text) for value, text in ticks(self.y)],
+            y_ticks=[Tick(_text(self._down(value)), text) for value, text in ticks(self.y, is_share=self.is_share)],
             box=f"0 0 {width} {height}",
             left=f"{left}",
             right=f"{width - right}",
@@ -158,8 +159,12 @@ class Canvas:
             at = self._across(mark.x), self._down(mark.y)
             if mark.text and not any(_is_near(at, other) for other in taken):
                 taken.append(at)
-                found.append(Place(_text(at[0]), _text(at[1]), mark.text))
+                found.append(Place(_text(at[0]), _text(at[1] + self._aside(at[1])), mark.text))
         return found
+
+    def _aside(self, down: float) -> float:
+        """How far from its place a label stands: below, or above where the axis is near."""
+        return -9 if down + 20 > self.frame.height - self.frame.bottom else 15
 
     def _path(self, corners: Iterable[tuple[float, float]]) -> str:
         return " ".join(f"{_text(self._across(x))},{_text(self._down(y))}" for x, y in corners)
@@ -199,12 +204,13 @@ def _high(found: Range) -> float:
     return found.value if found.high is None else found.high
 
 
-def ticks(scale: Scale) -> list[tuple[float, str]]:
+def ticks(scale: Scale, *, is_share: bool = False) -> list[tuple[float, str]]:
     """A few round numbers on an axis."""
     step = _round_step((scale.high - scale.low) / MAX_TICKS)
     first, last = math.ceil(scale.low / step - 1e-9), math.floor(scale.high / step + 1e-9)
     places = max(0, -math.floor(math.log10(step) + 1e-9))
-    return [(number * step, _number(number * step, places)) for number in range(first, last + 1)]
+    values = [number * step for number in range(first, last + 1)]
+    return [(value, f"{value:.{max(0, places - 2)}%}" if is_share else _number(value, places)) for value in values]
 
 
 def _round_step(width: float) -> float:

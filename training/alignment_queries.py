@@ -290,7 +290,8 @@ def _measure(
     ]
     across = scale_of([float(check.step) for check in checks], is_padded=False)
     first, newest = (f"{points[place].y.value:{about.form}}" for place in (0, -1))
-    canvas = Canvas(SMALL, across, scale_of(ends(points), include=[target[0]] if target else ()))
+    upwards = scale_of(ends(points), include=[target[0]] if target else ())
+    canvas = Canvas(SMALL, across, upwards, is_share=about.form.endswith("%"))
     return Measure(
         about.label,
         newest,

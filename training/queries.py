@@ -1,6 +1,7 @@
 """Reads for the pages of runs and preference sets, and figures that join a run's files with what we know."""
 
 import json
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import Field, dataclass, fields
 from itertools import islice
@@ -28,8 +29,8 @@ CURVES = ("loss", "accuracy", "reward")
 SAMPLE_LENGTH = 4000
 Z = NormalDist().inv_cdf(0.975)
 REWARDS = {
-    "reward": "Mean reward, selecting model",
-    "held_out_reward": "Mean reward, model that did not select",
+    "reward": "Mean reward, optimised",
+    "held_out_reward": "Mean reward, held out",
     "oracle_quality": "Mean true quality (known in the demonstration)",
 }
 CEILING_HELP = "Since people differ, the best possible model agrees with a further person's judgments that often."
@@ -107,9 +108,19 @@ def headline(result: dict[str, Any] | None) -> str:
     figures = result or {}
     if figures.get("accuracy") is not None:
         return f"accuracy {figures['accuracy']:.1%}"
+    if figures.get("held_out_reward_gain") is not None:
+        return _headline_of_policy(figures)
     if figures.get("reward_before") is not None and figures.get("reward_after") is not None:
         return f"reward {figures['reward_before']:.3g} → {figures['reward_after']:.3g}"
     return f"loss {figures['loss']:.3g}" if figures.get("loss") is not None else ""
+
+
+def _headline_of_policy(figures: dict[str, Any]) -> str:
+    """What a policy gained by a reward that was not optimised, and whether its training was stopped for that."""
+    interval = figures.get("held_out_reward_gain_interval")
+    known = f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else ""
+    stopped = ", stopped by the guard" if figures.get("stopped_by") else ""
+    return f"held-out reward {figures['held_out_reward_gain']:+.2f}{known}{stopped}"
 
 
 def _accuracy(left: dict[str, Any]) -> Line:
@@ -136,8 +147,8 @@ def _before_and_after(name: str, left: dict[str, Any]) -> Line:
 
 
 def words(name: str) -> str:
-    name = name.removeprefix("num_")
-    return name.replace("_", " ").capitalize().replace("Held out", "Held-out")
+    text = name.removeprefix("num_").replace("_", " ").capitalize().replace("Held out", "Held-out")
+    return re.sub(r"\b[Kk]l\b", "KL", text)
 
 
 def _text(value: Any) -> str:

@@ -34,8 +34,12 @@ def test_a_curve_without_intervals_or_with_one_point_has_no_band():
 def test_labels_give_way_to_those_before_them_and_rings_do_not():
     marks = [Mark(5, 0.5, "60 best", is_ringed=True), Mark(5.2, 0.5, "80", is_ringed=True), Mark(0, 0.5, "0")]
     chart = draw([], marks=marks)
-    assert [label.text for label in chart.labels] == ["60 best", "0"]
+    assert chart.labels == [Place("134.0", "76.0", "60 best"), Place("38.0", "76.0", "0")]
     assert chart.rings == [Place("134.0", "61.0"), Place("137.8", "61.0")]
+
+
+def test_labels_stand_above_where_the_axis_is_near():
+    assert draw([], marks=[Mark(5, 0.0, "low")]).labels == [Place("134.0", "99.0", "low")]
 
 
 def test_lines_across_stand_at_their_values():
@@ -56,6 +60,11 @@ def test_lines_across_stand_at_their_values():
 )
 def test_ticks_are_a_few_round_numbers(scale, texts):
     assert [text for _, text in ticks(scale)] == texts
+
+
+def test_ticks_of_shares_are_in_per_cent():
+    assert [text for _, text in ticks(Scale(0.02, 0.05), is_share=True)] == ["2%", "3%", "4%", "5%"]
+    assert [text for _, text in ticks(Scale(0.021, 0.024), is_share=True)] == ["2.1%", "2.2%", "2.3%", "2.4%"]
 
 
 @pytest.mark.parametrize(

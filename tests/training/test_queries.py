@@ -84,9 +84,7 @@ def test_result_lines_say_rewards_before_and_after():
     rewards = {"reward_before": -0.31, "reward_after": 0.88, "reward_gain": 1.19, "reward_gain_interval": [0.9, 1.48]}
     result = {**rewards, "num_held_out_prompts": 16}
     assert queries.result_lines(result) == [
-        queries.Line(
-            "Mean reward, selecting model", "-0.31 before, 0.88 after; gain +1.19 (95% interval +0.9 to +1.48)"
-        ),
+        queries.Line("Mean reward, optimised", "-0.31 before, 0.88 after; gain +1.19 (95% interval +0.9 to +1.48)"),
         queries.Line("Held-out prompts", "16"),
     ]
 
@@ -138,10 +136,25 @@ def test_run_page_says_nothing_twice():
         ({"accuracy": 0.5, "loss": 1}, "accuracy 50.0%"),
         ({"reward_before": 0.1, "reward_after": 0.25}, "reward 0.1 → 0.25"),
         ({"loss": 1.23456}, "loss 1.23"),
+        ({"reward_before": 0.1, "reward_after": 2.5, "held_out_reward_gain": -0.5}, "held-out reward -0.50"),
+        (
+            {
+                "held_out_reward_gain": 0.88,
+                "held_out_reward_gain_interval": [0.71, 1.046],
+                "stopped_by": "held_out_falls",
+            },
+            "held-out reward +0.88 [+0.71, +1.05], stopped by the guard",
+        ),
     ],
 )
 def test_headline_picks_one_figure(result, headline):
     assert queries.headline(result) == headline
+
+
+def test_words_spell_kl_as_papers_do():
+    assert [queries.words(name) for name in ("kl", "kl_target", "num_kl_steps", "num_held_out_prompts", "klein")] == [
+        *("KL", "KL target", "KL steps", "Held-out prompts", "Klein")
+    ]
 
 
 def test_config_lines_name_the_run_that_a_model_came_from():
