@@ -9,7 +9,9 @@ import pytest
 from training.alignment.config import (
     CONFIGS,
     ConfigError,
+    RejectionSamplingConfig,
     RewardModelConfig,
+    RlhfConfig,
     config_from_dict,
     config_to_dict,
 )
@@ -50,6 +52,25 @@ def test_text_is_read_as_the_type_of_its_field():
         ("reward_model", {"learning_rate": "inf"}, "learning_rate: inf is not a finite number"),
         ("reward_model", {"backbone": 5}, "backbone: 5 is not text"),
         ("evaluate", {"split": "exam"}, "split: 'exam' is not one of test, validation, train, all"),
+        (
+            "rejection_sampling",
+            {"num_samples": 4, "num_kept": 5},
+            "num_kept: 5 of 4 samples cannot be kept",
+        ),
+        ("rejection_sampling", {"keep": "pairs", "num_samples": 1}, "num_samples: 1 makes no pairs"),
+        ("rejection_sampling", {"minimum_reward": "high"}, "minimum_reward: 'high' is not a number"),
+        ("rejection_sampling", {"minimum_reward": "nan"}, "minimum_reward: is not a number"),
+        ("rejection_sampling", {"num_samples": 257}, "num_samples: 257 is above 256"),
+        ("rlhf", {"algorithm": "rloo", "kl_placement": "loss"}, "kl_placement: loss is of grpo only"),
+        ("rlhf", {"reward_model": "a, b", "weights": "1"}, "weights: 1 numbers for 2 objectives"),
+        ("rlhf", {"reward_model": "a, b", "weights": "1, x"}, "weights: '1, x' are not numbers, separated by commas"),
+        (
+            "rlhf",
+            {"reward_model": "a, b", "objective": "constrained", "constraint": 3},
+            "constraint: 3 is none of the 2 objectives",
+        ),
+        ("rlhf", {"num_samples": 1}, "num_samples: 1 is below 2"),
+        ("dpo", {"lists": "plackett_luce", "loss": "ipo"}, "lists: plackett_luce goes with the loss sigmoid"),
     ],
 )
 def test_what_a_field_does_not_take_is_refused_by_name(kind, values, message):
@@ -57,6 +78,17 @@ def test_what_a_field_does_not_take_is_refused_by_name(kind, values, message):
         config_from_dict(kind, values)
 
     assert str(refused.value) == message
+
+
+def test_objectives_weigh_alike_where_no_weights_are_told():
+    config = RlhfConfig(reward_model="taste, safety")
+
+    assert (config.objectives, config.objective_weights) == (["taste", "safety"], [1.0, 1.0])
+
+
+@pytest.mark.parametrize(("told", "floor"), [("", -math.inf), (" ", -math.inf), ("-0.5", -0.5)])
+def test_a_minimum_reward_is_a_number_or_none(told, floor):
+    assert RejectionSamplingConfig(minimum_reward=told).reward_floor == floor
 
 
 def test_an_unknown_field_is_answered_with_the_known_ones():
