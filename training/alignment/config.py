@@ -299,6 +299,7 @@ class RejectionSamplingConfig(GuardConfig, SamplingConfig, PolicyConfig):
     minimum_margin: float = option(
         0.0, "Prompts whose best response leads their mean one by less, of pairs their worst, are left out.", minimum=0
     )
+    deduplicate: bool = option(True, "Keep each different response to a prompt once at the most.")
     mixed_in: float = option(
         0.0,
         "Original data in the fine-tuning, the best responses of the preference set, as a share of the kept ones.",
@@ -307,8 +308,8 @@ class RejectionSamplingConfig(GuardConfig, SamplingConfig, PolicyConfig):
     )
     has_random_twin: bool = option(
         False,
-        "Train a second policy on as many responses drawn at random from the same samples: what it gains is not "
-        "gained by the reward.",
+        "Train a second policy on as many responses drawn at random from the same samples, in later rounds from its "
+        "own: what it gains is not gained by the reward.",
     )
     num_epochs: float = option(2.0, "Passes over the kept responses.", minimum=0.01)
     learning_rate: float = option(1e-4, "Peak learning rate of the fine-tuning.", minimum=0)
@@ -321,6 +322,8 @@ class RejectionSamplingConfig(GuardConfig, SamplingConfig, PolicyConfig):
             raise ConfigError(f"num_kept: {self.num_kept} of {self.num_samples} samples cannot be kept")
         if self.keep == "pairs" and self.num_samples == 1:
             raise ConfigError("num_samples: 1 makes no pairs")
+        if self.lora_rank and self.saved == "adapter" and self.num_rounds > 1:
+            raise ConfigError("saved: adapters by themselves are of one round; save the policy of several rounds merged")
         self.reward_floor  # noqa: B018 -- checks it
 
     @property
