@@ -13,7 +13,7 @@ from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.db import models
 from django.db.models import Q
 
-from annotate.models import Project
+from annotate.models import Comparison, Project, Response
 
 
 class PreferenceSetQuerySet(models.QuerySet["PreferenceSet"]):
@@ -337,3 +337,84 @@ class Promotion(models.Model):
     def incumbent(self) -> TrainingRun | None:
         """Whose place it took."""
         return self.previous.run if self.previous else None
+
+
+BEFORE, WRITTEN, BEST = "before", "written", "best"
+OPPONENTS = {
+    BEFORE: "the policy it began as",
+    WRITTEN: "answers that people wrote",
+    BEST: "the answers that people like best",
+}  # of a run that trained a policy; of a comparison of policies they are its policies
+
+
+class ContestQuerySet(models.QuerySet["Contest"]):
+    def for_user(self, user: AbstractBaseUser | AnonymousUser) -> Self:
+        return self.filter(project__in=Project.objects.for_user(user))
+
+
+class Contest(models.Model):
+    """Two policies before annotators, blind: one against another on the same prompts, one pair of answers to each.
+
+    Only the number wanted and whether it is closed ever change; the votes are ordinary judgments.
+    """
+
+    class Aim(models.TextChoices):
+        EFFECT = "effect", "find a win rate this far from 50%"
+        PRECISION = "precision", "know the win rate this exactly"
+
+    run = models.ForeignKey(
+        TrainingRun, on_delete=models.PROTECT, related_name="contests", help_text="Whose samples are compared."
+    )
+    project = models.ForeignKey(Project, on_delete=models.PROTECT, related_name="contests")
+    challenger = models.CharField(max_length=500, help_text="The policy that is to be better, as the run's files say.")
+    opponent = models.CharField(max_length=500)
+    aim = models.CharField(max_length=9, choices=Aim, default=Aim.EFFECT)
+    points = models.FloatField(help_text="What the aim says, in percentage points.")
+    num_wanted = models.PositiveIntegerField(help_text="Votes, one for each prompt.")
+    num_prompts = models.PositiveIntegerField(help_text="Prompts to which both have answers that differ.")
+    num_identical = models.PositiveIntegerField(help_text="Prompts to which both say the same: ties, nobody is asked.")
+    closed_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, editable=False, on_delete=models.SET_NULL, related_name="+"
+    )
+
+    objects = ContestQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = "verdict of people"
+        verbose_name_plural = "verdicts of people"
+        ordering = ("-id",)
+        constraints = (
+            models.UniqueConstraint(fields=("run", "project", "challenger", "opponent"), name="contest_once"),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.challenger_name} against {self.opponent_name}"
+
+    @property
+    def challenger_name(self) -> str:
+        return self.run.name if self.run.is_policy else self.challenger
+
+    @property
+    def opponent_name(self) -> str:
+        return OPPONENTS.get(self.opponent, self.opponent) if self.run.is_policy else self.opponent
+
+
+class ContestPair(models.Model):
+    """A comparison that belongs to a contest, and whose answer is whose."""
+
+    contest = models.ForeignKey(Contest, on_delete=models.CASCADE, related_name="pairs")
+    comparison = models.ForeignKey(Comparison, on_delete=models.CASCADE, related_name="contest_pairs")
+    challenger = models.ForeignKey(Response, on_delete=models.CASCADE, related_name="+")
+    opponent = models.ForeignKey(Response, on_delete=models.CASCADE, related_name="+")
+    scores: Any = models.JSONField(
+        default=dict, help_text="By a reward's name (reward, held_out_reward) what it gives the two, or null."
+    )
+
+    class Meta:
+        ordering = ("id",)
+        constraints = (models.UniqueConstraint(fields=("contest", "comparison"), name="contest_pair_once"),)
+
+    def __str__(self) -> str:
+        return f"{self.comparison} of {self.contest}"
