@@ -323,7 +323,7 @@ class RejectionSamplingConfig(GuardConfig, SamplingConfig, PolicyConfig):
         if self.keep == "pairs" and self.num_samples == 1:
             raise ConfigError("num_samples: 1 makes no pairs")
         if self.lora_rank and self.saved == "adapter" and self.num_rounds > 1:
-            raise ConfigError("saved: adapters by themselves are of one round; save the policy of several rounds merged")
+            raise ConfigError("saved: of several rounds only the merged policy can be saved")
         self.reward_floor  # noqa: B018 -- checks it
 
     @property
