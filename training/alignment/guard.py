@@ -83,13 +83,10 @@ class Check:
     @classmethod
     def from_dict(cls, told: Mapping[str, Any]) -> Self:
         names = {item.name for item in fields(cls)}
-        return cls(
-            **{
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in told.items()
-                if name in names
-            }
-        )
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in told.items() if name in names
+        }
+        return cls(**values)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,347 @@
+"""The reward that watches: it grades a policy and is never optimised.
+
+What a policy learns to exploit are the errors of the reward that it is optimised against, so its grade must come from
+one that does not share them. Errors come with votes: reward models that learned from the same votes are wrong about the
+same responses, however their seeds differ. A frozen preference set therefore sets votes aside, the split "guard", which
+no reward that selects learns from; several reward models are trained on them here, and their mean grades. The deviation
+between them tells where they guess.
+
+    held_out/preferences.jsonl   those votes, their prompts divided anew: train 70 %, validation 15 %, test 15 %
+    held_out/1/ …                a run directory for each of the reward models
+    held_out/held_out.json       what is known of them, see `HeldOut`
+
+A reward that is given instead is taken as it is, unless it is what is optimised, or a part of that.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from training.alignment import ensemble
+from training.alignment.config import (
+    ComparePoliciesConfig,
+    ConfigError,
+    DpoConfig,
+    RejectionSamplingConfig,
+    RewardModelConfig,
+    RlhfConfig,
+    split_names,
+)
+from training.alignment.evaluation import pairwise_accuracy
+from training.alignment.learning_curve import in_hash_order
+from training.alignment.measures import Figure
+from training.alignment.policies import is_adapter, load_policy, save_policy
+from training.alignment.preferences import PromptedResponses, RankedResponses, prompt_key, read_rankings
+from training.alignment.provenance import prompt_digest, trained_on
+from training.alignment.reward import Reward, Scored, load_reward, score_cache
+from training.alignment.reward_model import agree
+from training.alignment.reward_training import train_reward_model
+from training.alignment.run_dir import Interrupted, RunDir, StopFlag, write_json, write_whole
+from training.alignment.scoring import disagreeing
+from training.alignment.sft import Stage
+
+GUARD, VALIDATION, GIVEN = "guard", "validation", "given"
+FOLDER, PREFERENCES, TOLD = "held_out", "preferences.jsonl", "held_out.json"
+MIN_RANKINGS, MIN_PROMPTS = 20, 3
+SHARE = 0.15  # of the prompts, for validation and for the test each
+NUM_REFERENCE_PROMPTS = 128  # on whose responses the usual spread is measured
+QUANTILE = 0.99
+
+Config = RejectionSamplingConfig | RlhfConfig | DpoConfig | ComparePoliciesConfig
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """A reward to grade with, and what is known of it."""
+
+    rewards: tuple[Reward, ...]
+    """Their mean grades."""
+    votes: str
+    """From which votes it has learned: GUARD, VALIDATION, or those that a GIVEN one came with."""
+    num_rankings: int | None = None
+    """How many of these put something above something."""
+    accuracy: Figure = None
+    """Of the mean, on votes that none has learned from, where it was trained here."""
+    reference_spread: float | None = None
+    """The mean deviation between members on the training split's responses; none where there is nothing to deviate."""
+    spread_limit: float = math.inf
+    """The 99 % quantile of that deviation over its mean."""
+    note: str = ""
+    """What a reader of its grades should be warned of."""
+
+    def score_prompts(self, prompts: Sequence[PromptedResponses]) -> list[Scored]:
+        """Grades of all prompts' responses, with the deviation between members where there are several.
+
+        A combination that is given has its own members.
+        """
+        by_member = [reward.score_prompts(prompts) for reward in self.rewards]
+        if len(by_member) == 1:
+            return by_member[0]
+        found = []
+        for scored in zip(*by_member, strict=True):
+            scores = np.array([one.scores for one in scored]).T
+            means, spreads = ensemble.mean(scores).tolist(), ensemble.spread(scores).tolist()
+            found.append(Scored(means, max(one.num_truncated for one in scored), spreads))
+        return found
+
+    def told(self) -> dict[str, Any]:
+        """What a run's result says of it."""
+        return {
+            "held_out_votes": self.votes,
+            "held_out_num_rankings": self.num_rankings,
+            "held_out_accuracy": self.accuracy["value"] if self.accuracy else None,
+            "held_out_accuracy_interval": self.accuracy["interval"] if self.accuracy else None,
+            **({"held_out_note": self.note} if self.note else {}),
+        }
+
+
+@dataclass(frozen=True)
+class InnerRunDir(RunDir):
+    """The run directory of a training within another run, whose progress shows in the outer one."""
+
+    outer: RunDir
+    stage: Stage
+
+    def log(self, *, step: int, phase: str, progress: float, **values: float) -> None:
+        super().log(step=step, phase=phase, progress=progress, **values)
+        self.outer.log(step=step, phase=self.stage.phase, progress=self.stage.progress(progress))
+
+
+def held_out_reward(config: Config, run_dir: RunDir, accelerator: Accelerator, stop: StopFlag, stage: Stage) -> HeldOut:
+    """The reward that grades the policies of a run: the one that is given, or one that is trained on votes set aside.
+
+    All processes call it. What is trained already is not trained again.
+
+    Args:
+        stage: of the run's progress, which training takes.
+
+    Raises:
+        ConfigError: the given one is optimised; or there are too few votes to learn from.
+        Interrupted: `stop` became true.
+    """
+    if config.held_out_reward_model:
+        return _given(config, run_dir, accelerator)
+    return _Training(config, run_dir, accelerator, stop, stage).held_out()
+
+
+def optimised(config: Config) -> list[str]:
+    """The rewards that a run optimises or, comparing policies, shows as optimised; DPO has none."""
+    return [] if isinstance(config, DpoConfig) else split_names(config.reward_model)
+
+
+def parts(run_dir: RunDir, name: str) -> set[str]:
+    """A reward's path, and those of all that it combines."""
+    if not name:
+        return set()
+    path = run_dir.locate(name)
+    own = {os.path.realpath(path) if Path(path).is_dir() else path}
+    return own.union(*(parts(run_dir, part) for part in disagreeing([path]) if part != path))
+
+
+def part_of(stage: Stage, number: int, of: int) -> Stage:
+    """One of several equal parts of a stage, counted from 0."""
+    width = (stage.end - stage.start) / of
+    return Stage(stage.phase, stage.start + number * width, stage.start + (number + 1) * width)
+
+
+def _given(config: Config, run_dir: RunDir, accelerator: Accelerator) -> HeldOut:
+    names = optimised(config)
+    if parts(run_dir, config.held_out_reward_model) & set[str]().union(*(parts(run_dir, name) for name in names)):
+        raise ConfigError("held_out_reward_model: is the one that is optimised, or a part of it")
+    path = run_dir.locate(config.held_out_reward_model)
+    held_out = HeldOut((load_reward(path, accelerator.device, cache=score_cache()),), GIVEN)
+    num_shared = len(trained_on(Path(path)) & _learned_from(run_dir, names))
+    if num_shared:
+        note = (
+            f"The held-out reward has learned from judgments on {num_shared} of the prompts that the optimised reward "
+            "has learned from: it may share its errors."
+        )
+        held_out = dataclasses.replace(held_out, note=note)
+    return _with_spread(held_out, run_dir.resolve(config.preferences))
+
+
+def _learned_from(run_dir: RunDir, names: Sequence[str]) -> set[str]:
+    """Digests of the prompts from whose judgments any of these rewards has learned."""
+    return set[str]().union(*(trained_on(Path(run_dir.locate(name))) for name in names))
+
+
+def _with_spread(held_out: HeldOut, path: Path) -> HeldOut:
+    """The same, with the usual deviation between its members; they have not learned from the training split."""
+    prompts = {
+        prompt_key(ranked.prompt): PromptedResponses(ranked.prompt, ranked.responses)
+        for ranked in read_rankings(path, "train")
+    }
+    chosen = [prompts[key] for key in in_hash_order(list(prompts), 0)[:NUM_REFERENCE_PROMPTS]]
+    has_members = len(held_out.rewards) > 1 or hasattr(held_out.rewards[0], "members")
+    scored = held_out.score_prompts(chosen) if chosen and has_members else []
+    spreads = np.array([value for one in scored for value in one.spread or () if math.isfinite(value)])
+    if not len(spreads) or not spreads.mean() > 0:
+        return held_out
+    mean = float(spreads.mean())
+    return dataclasses.replace(
+        held_out, reference_spread=mean, spread_limit=float(np.quantile(spreads, QUANTILE)) / mean
+    )
+
+
+class _Training:
+    """Reward models on votes set aside, each in a run directory of its own."""
+
+    def __init__(self, config: Config, run_dir: RunDir, accelerator: Accelerator, stop: StopFlag, stage: Stage) -> None:
+        self.config, self.run_dir, self.accelerator, self.stop = config, run_dir, accelerator, stop
+        self.preferences = run_dir.resolve(config.preferences)
+        self.folder = run_dir.path / FOLDER
+        self.runs = [
+            InnerRunDir(self.folder / str(number + 1), run_dir, part_of(stage, number, config.num_guards))
+            for number in range(config.num_guards)
+        ]
+
+    def held_out(self) -> HeldOut:
+        settings = self._settings()
+        votes, rankings = self._votes(settings)
+        if self.accelerator.is_main_process:
+            self._write(votes, rankings)
+        self.accelerator.wait_for_everyone()
+        for number, run_dir in enumerate(self.runs):
+            self._train(run_dir, dataclasses.replace(settings, seed=settings.seed + number))
+        if agree(self.accelerator, self.stop()):
+            raise Interrupted("stopped after training the held-out reward models")
+        found = HeldOut(
+            tuple(load_reward(run_dir.model, self.accelerator.device) for run_dir in self.runs),
+            votes,
+            num_rankings=len(rankings),
+            note=self._note(rankings),
+        )
+        if self.accelerator.is_main_process and not (self.folder / TOLD).exists():
+            self._measure(found, settings.aspects)
+        self.accelerator.wait_for_everyone()
+        told = json.loads((self.folder / TOLD).read_text(encoding="utf-8"))
+        limit = told["spread_limit"]
+        return dataclasses.replace(found, **told | {"spread_limit": math.inf if limit is None else limit})
+
+    def _settings(self) -> RewardModelConfig:
+        """Those of the optimised reward model, or of the first one in a combination, where it was trained by us."""
+        config = self.config
+        settings = _trained_as(disagreeing([self.run_dir.locate(name) for name in optimised(config)]))
+        settings = settings or RewardModelConfig(
+            backbone=self._policy(),
+            max_length=config.max_length,
+            aspect=config.aspect if isinstance(config, DpoConfig) else RewardModelConfig.aspect,
+        )
+        return dataclasses.replace(
+            settings,
+            preferences=str(Path("..") / PREFERENCES),
+            seed=settings.seed + config.seed + 1,
+            num_processes=config.num_processes,
+            save_minutes=config.save_minutes,
+        )
+
+    def _policy(self) -> str:
+        """The policy to build upon, whole."""
+        config = self.config
+        name = split_names(config.policies)[0] if isinstance(config, ComparePoliciesConfig) else config.policy
+        path = self.run_dir.locate(name)
+        if not is_adapter(path):
+            return str(Path(path).resolve()) if Path(path).is_dir() else path
+        folder = self.folder / "backbone"
+        if not folder.is_dir() and self.accelerator.is_main_process:
+            self.folder.mkdir(exist_ok=True)
+            save_policy(*load_policy(path), folder)
+        self.accelerator.wait_for_everyone()
+        return str(folder.resolve())
+
+    def _votes(self, settings: RewardModelConfig) -> tuple[str, list[RankedResponses]]:
+        """The decided rankings to learn from, and which split they are."""
+        decided = [
+            ranked
+            for ranked in read_rankings(self.preferences)
+            if ranked.split in {GUARD, VALIDATION} and ranked.is_decided and ranked.aspect in settings.aspects
+        ]
+        votes = GUARD if any(ranked.split == GUARD for ranked in decided) else VALIDATION
+        found = [ranked for ranked in decided if ranked.split == votes]
+        num_prompts = len({prompt_key(ranked.prompt) for ranked in found})
+        if len(found) < MIN_RANKINGS or num_prompts < MIN_PROMPTS:
+            raise ConfigError(
+                f"held_out_reward_model: none is given, and {len(found)} judgments of {settings.aspect} on "
+                f"{num_prompts} prompts are set aside to train one, fewer than {MIN_RANKINGS} on {MIN_PROMPTS}: freeze "
+                "the preference set anew with a share for the guard, or name a reward"
+            )
+        return votes, found
+
+    def _write(self, votes: str, rankings: Sequence[RankedResponses]) -> None:
+        """The lines of these votes, with the splits that they have here; ties go to the training split."""
+        self.folder.mkdir(exist_ok=True)
+        splits = divided([prompt_key(ranked.prompt) for ranked in rankings], self.config.seed)
+        kept = []
+        with self.preferences.open(encoding="utf-8") as lines:
+            for line, ranked in zip(lines, read_rankings(self.preferences), strict=True):
+                if ranked.split == votes:
+                    row = json.loads(line) | {"split": splits.get(prompt_key(ranked.prompt), "train")}
+                    kept.append(json.dumps(row) + "\n")
+        write_whole(self.folder / PREFERENCES, "".join(kept))
+
+    def _train(self, run_dir: InnerRunDir, config: RewardModelConfig) -> None:
+        if self.accelerator.is_main_process:
+            RunDir.create(run_dir.path, config)
+        self.accelerator.wait_for_everyone()
+        if run_dir.read_result() is None:
+            result = train_reward_model(config, run_dir, self.stop)
+            if self.accelerator.is_main_process:
+                run_dir.write_result(result)
+                run_dir.remove_checkpoints()
+            self.accelerator.wait_for_everyone()
+
+    def _note(self, rankings: Sequence[RankedResponses]) -> str:
+        learned_from = _learned_from(self.run_dir, optimised(self.config))
+        num_shared = len(learned_from & {prompt_digest(ranked) for ranked in rankings})
+        if not num_shared:
+            return ""
+        return (
+            f"The optimised reward has learned from {num_shared} of the prompts whose judgments the held-out reward "
+            "has learned from: they may share errors."
+        )
+
+    def _measure(self, held_out: HeldOut, aspects: Sequence[str]) -> None:
+        """Measure the mean on its test votes, and the spread; kept in held_out.json."""
+        test = [one for one in read_rankings(self.folder / PREFERENCES, "test") if one.aspect in aspects]
+        scored = held_out.score_prompts([PromptedResponses(one.prompt, one.responses) for one in test])
+        found = pairwise_accuracy(test, [one.scores for one in scored])
+        with_spread = _with_spread(held_out, self.preferences)
+        told = {
+            "votes": held_out.votes,
+            "num_rankings": held_out.num_rankings,
+            "accuracy": {"value": found.accuracy, "interval": list(found.interval)} if found else None,
+            "reference_spread": with_spread.reference_spread,
+            "spread_limit": with_spread.spread_limit if math.isfinite(with_spread.spread_limit) else None,
+            "note": held_out.note,
+        }
+        write_json(self.folder / TOLD, told)
+
+
+def divided(prompts: Sequence[str], seed: int) -> dict[str, str]:
+    """The split of each of several prompts: drawn by hashing, one for validation and one for the test at the least."""
+    order = in_hash_order(list(dict.fromkeys(prompts)), seed)
+    share = max(1, round(SHARE * len(order)))
+    names = ["validation"] * share + ["test"] * share
+    return dict(zip(order, names + ["train"] * (len(order) - len(names)), strict=False))
+
+
+def _trained_as(paths: Sequence[str]) -> RewardModelConfig | None:
+    """How the first of these rewards that a run of ours has trained was trained."""
+    for path in paths:
+        run_dir = RunDir(Path(path).parent)
+        if (run_dir.path / "run.json").exists():
+            config = run_dir.config()
+            if isinstance(config, RewardModelConfig):
+                values = {item.name: getattr(config, item.name) for item in dataclasses.fields(RewardModelConfig)}
+                backbone = run_dir.locate(config.backbone)
+                placed = str(Path(backbone).resolve()) if Path(backbone).is_dir() else backbone
+                return RewardModelConfig(**values | {"backbone": placed})
+    return None
