@@ -14,8 +14,8 @@ import heapq
 import os
 import secrets
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -53,8 +53,32 @@ def frozen_record(row: dict[str, Any], *, seed: int, fractions: Sequence[float])
     record["ranking"] = [sorted(place[old] for old in group) for group in row["ranking"]]
     if row.get("shown_order") is not None:
         record["shown_order"] = [place[old] for old in row["shown_order"]]
+    if row.get("meta"):
+        record["meta"] = _placed(row["meta"], place)
+        if record["meta"].get("edited_response") in place:
+            record["edited"] = record["responses"][record["meta"]["edited_response"]]["content"]
     record["split"] = split_of(messages_digest(row["prompt"]), seed=seed, fractions=fractions)
     return {"id": digest(record)[:16], **record}
+
+
+def _placed(meta: dict[str, Any], place: dict[int, int]) -> dict[str, Any]:
+    """What else was told with the judgment, responses by their places in the record.
+
+    Of an imported judgment it may be anything; what only bears our names stays as it is.
+    """
+    placed = dict(meta)
+    for name, move in PLACED.items():
+        with suppress(AttributeError, KeyError, TypeError, ValueError):
+            placed[name] = move(meta[name], place)
+    return placed
+
+
+PLACED: dict[str, Callable[[Any, dict[int, int]], Any]] = {
+    "bad": lambda bad, place: sorted(place[old] for old in bad),
+    "ratings": lambda ratings, place: {str(place[int(old)]): rating for old, rating in ratings.items()},
+    "highlights": lambda spans, place: [{**span, "response": place[span["response"]]} for span in spans],
+    "edited_response": lambda edited, place: place[edited],
+}
 
 
 def split_of(prompt_digest: str, *, seed: int, fractions: Sequence[float]) -> str:

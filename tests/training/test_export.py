@@ -52,6 +52,41 @@ def test_frozen_record_is_the_same_for_responses_listed_in_another_order():
     )
 
 
+def test_frozen_record_names_responses_by_their_places_in_it_and_tells_the_edited_text():
+    told = {
+        "bad": [0],
+        "ratings": {"0": 2, "2": 7},
+        "highlights": [{"response": 0, "start": 0, "end": 3, "text": "Two", "reason": "wrong"}],
+        "edited_response": 2,
+        "rationale": "Too short.",
+    }
+    edit = {"role": "assistant", "content": "About nine minutes."}
+    responses = [*row()["responses"], edit]  # by their text: About …, Nine …, Two …
+
+    record = export.frozen_record(
+        row(responses=responses, ranking=[[2], [1], [0]], meta=told), seed=0, fractions=ALL_TRAIN
+    )
+
+    assert record["ranking"] == [[0], [1], [2]]
+    assert record["edited"] == "About nine minutes."
+    assert record["meta"] == {
+        "bad": [2],
+        "ratings": {"2": 2, "0": 7},
+        "highlights": [{"response": 2, "start": 0, "end": 3, "text": "Two", "reason": "wrong"}],
+        "edited_response": 0,
+        "rationale": "Too short.",
+    }
+
+
+def test_frozen_record_leaves_alone_what_an_import_calls_by_the_same_names():
+    told = {"bad": "no", "ratings": [3], "highlights": {"all": 1}, "edited_response": "mine", "rationale": ""}
+
+    record = export.frozen_record(row(meta=told), seed=0, fractions=ALL_TRAIN)
+
+    assert record["meta"] == told
+    assert "edited" not in record
+
+
 def test_frozen_record_tells_equal_responses_apart_by_their_rank():
     twice = [{"role": "assistant", "content": "Same."}] * 2
     records = [

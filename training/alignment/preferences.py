@@ -50,6 +50,8 @@ class RankedResponses:
     source: str | None = None
     weight: float = 1.0
     """How much the judgment counts."""
+    edited: str | None = None
+    """The response that the annotator wrote by changing another; it is one of the responses, ranked first."""
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -260,6 +262,7 @@ def _ranked(row: dict[str, Any]) -> RankedResponses:
         bad=tuple((row.get("meta") or {}).get("bad", ())),
         source=_optional(row, "source", str) or _optional(row, "subset", str),
         weight=_weight(row.get("weight", 1.0)),
+        edited=_optional(row, "edited", str),
     )
     ranked_places = [place for group in ranked.ranking for place in group]
     if not ranked.prompt:
