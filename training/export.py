@@ -55,8 +55,9 @@ def frozen_record(row: dict[str, Any], *, seed: int, fractions: Sequence[float])
         record["shown_order"] = [place[old] for old in row["shown_order"]]
     if row.get("meta"):
         record["meta"] = _placed(row["meta"], place)
-        if record["meta"].get("edited_response") in place:
-            record["edited"] = record["responses"][record["meta"]["edited_response"]]["content"]
+        edited = record["meta"].get("edited_response")
+        if isinstance(edited, int) and edited in place:
+            record["edited"] = record["responses"][edited]["content"]
     record["split"] = split_of(messages_digest(row["prompt"]), seed=seed, fractions=fractions)
     return {"id": digest(record)[:16], **record}
 

@@ -79,12 +79,13 @@ def test_frozen_record_names_responses_by_their_places_in_it_and_tells_the_edite
 
 
 def test_frozen_record_leaves_alone_what_an_import_calls_by_the_same_names():
-    told = {"bad": "no", "ratings": [3], "highlights": {"all": 1}, "edited_response": "mine", "rationale": ""}
+    for edited in ("mine", ["mine"], 7):
+        told = {"bad": "no", "ratings": [3], "highlights": {"all": 1}, "edited_response": edited, "rationale": ""}
 
-    record = export.frozen_record(row(meta=told), seed=0, fractions=ALL_TRAIN)
+        record = export.frozen_record(row(meta=told), seed=0, fractions=ALL_TRAIN)
 
-    assert record["meta"] == told
-    assert "edited" not in record
+        assert record["meta"] == told
+        assert "edited" not in record
 
 
 def test_frozen_record_tells_equal_responses_apart_by_their_rank():
