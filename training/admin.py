@@ -24,6 +24,7 @@ from training import (
     combination_queries,
     comparison_queries,
     guidance,
+    policy_comparison_queries,
     previews,
     promotion_queries,
     queries,
@@ -202,14 +203,20 @@ class TrainingRunAdmin(PageAdmin):
         run = self.get(request, object_id)
         may_cancel = run.is_active and self.has_change_permission(request)
         combination = combination_queries.combination(run, request.user)
-        report = None if combination else report_queries.report(run, request.user)
-        told = combination_queries.TOLD_HERE if combination else report_queries.TOLD_HERE if report else set()
-        if tracking := alignment_queries.tracking(run):
-            told = told | alignment_queries.TOLD_HERE
+        policies = policy_comparison_queries.comparison(run, request.user)
+        report = None if combination or policies else report_queries.report(run, request.user)
+        tracking = alignment_queries.tracking(run)
+        parts = {
+            combination_queries: combination,
+            policy_comparison_queries: policies,
+            report_queries: report,
+            alignment_queries: tracking,
+        }
+        told = set().union(*(module.TOLD_HERE for module, part in parts.items() if part))
         page = queries.run_page(run, user=request.user, told_elsewhere=told)
         context = {"run": run, "page": page, "report": report, "combination": combination, "may_cancel": may_cancel}
         context["curve"] = report_queries.learning_curve(run)
-        context["tracking"] = tracking
+        context |= {"tracking": tracking, "policies": policies}
         asked = request.GET.get("prompt", ""), request.GET.getlist("step")
         context["over_time"] = alignment_queries.samples_over_time(run, *asked)
         context["preview"] = previews.preview(run) if run.kind == Kind.PREVIEW_JUDGE else None

@@ -40,14 +40,18 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Curve:
-    """Points in their order; `name` is its class in the style sheet. It has a band where figures have intervals."""
+    """Points in their order; `name` is its class in the style sheet. It has a band where figures have intervals.
+
+    Scattered points are not joined, and have upright intervals instead of a band.
+    """
 
     name: str
     points: Sequence[Point]
+    is_scattered: bool = False
 
     @property
     def has_band(self) -> bool:
-        return len(self.points) > 1 and any(point.y.low is not None for point in self.points)
+        return len(self.points) > 1 and not self.is_scattered and any(point.y.low is not None for point in self.points)
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A curve as SVG's `points`, the band of its intervals likewise."""
+    """A curve as SVG's `points`, the band of its intervals and each of its upright intervals likewise."""
 
     name: str
     line: str
     band: str
     dots: list[Place]
+    bars: list[str]
 
 
 @dataclass(frozen=True)
@@ -147,9 +152,10 @@ class Canvas:
         lower, upper = ([(point.x, end(point.y)) for point in curve.points] for end in (_low, _high))
         return Drawn(
             curve.name,
-            line=self._path((point.x, point.y.value) for point in curve.points),
+            line="" if curve.is_scattered else self._path((point.x, point.y.value) for point in curve.points),
             band=self._path([*lower, *reversed(upper)]) if curve.has_band else "",
             dots=[self._place(point.x, point.y.value, point.told) for point in curve.points],
+            bars=[self._path(bar) for bar in zip(lower, upper, strict=True)] if curve.is_scattered else [],
         )
 
     def _labels(self, marks: Sequence[Mark]) -> list[Place]:

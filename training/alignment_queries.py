@@ -124,7 +124,7 @@ def tracking(run: TrainingRun) -> Tracking | None:
     measured = [name for name in MEASURES if any(name in check.measures for check in checks)]
     return Tracking(
         verdict=_verdict(run, checks, best, alarmed),
-        why=_clean(str(alarm.get("words") or "")),
+        why=clean(str(alarm.get("words") or "")),
         is_alarmed=alarmed is not None,
         is_guarded=run.config.get("guard") != "off",
         unit=_unit(run),
@@ -364,9 +364,9 @@ def samples_over_time(run: TrainingRun, asked_prompt: str = "", asked_steps: Seq
     unit, offered = _unit(run), _offered(sorted(files), {*usual, *chosen})
     columns = [_answers(files[step], prompts[place], f"{unit} {step}", step == best) for step in chosen]
     return OverTime(
-        prompts=[Choice(number, _summary(one), number == place) for number, one in enumerate(prompts)],
+        prompts=[Choice(number, summary(one), number == place) for number, one in enumerate(prompts)],
         steps=[Choice(step, _told_step(step, best), step in chosen) for step in offered],
-        prompt=_clean(_conversation(prompts[place])),
+        prompt=clean(conversation(prompts[place])),
         rows=_rows(columns),
         unit=unit,
         previous=place - 1 if place else None,
@@ -390,12 +390,12 @@ def _prompts(path: Path) -> list[list[dict[str, Any]]]:
     for told in objects(path, MAX_SAMPLES):
         if len(found) == MAX_PROMPTS:
             break
-        if messages := _messages(told):
+        if messages := messages_of(told):
             found.setdefault(messages_digest(messages), messages)
     return list(found.values())
 
 
-def _messages(told: dict[str, Any]) -> list[dict[str, Any]]:
+def messages_of(told: dict[str, Any]) -> list[dict[str, Any]]:
     prompt = told.get("prompt")
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else dicts(prompt)
     is_whole = all(isinstance(one.get("role"), str) and isinstance(one.get("content"), str) for one in messages)
@@ -406,10 +406,10 @@ def _answers(path: Path, prompt: list[dict[str, Any]], when: str, is_best: bool)
     own = (
         told
         for told in objects(path, MAX_SAMPLES)
-        if _messages(told) == prompt and isinstance(told.get("response"), str)
+        if messages_of(told) == prompt and isinstance(told.get("response"), str)
     )
     said = f"{when}, the best" if is_best else when
-    return [Answer(said, _clean(told["response"]), _rewards(told)) for told in islice(own, MAX_RESPONSES)]
+    return [Answer(said, clean(told["response"]), _rewards(told)) for told in islice(own, MAX_RESPONSES)]
 
 
 def _rewards(told: dict[str, Any]) -> str:
@@ -433,17 +433,17 @@ def _told_step(step: int, best: int | None) -> str:
     return f"{step}, before" if step == 0 else f"{step}, best" if step == best else f"{step}"
 
 
-def _summary(messages: list[dict[str, Any]]) -> str:
-    text = " ".join(_clean(messages[-1]["content"]).split())
+def summary(messages: list[dict[str, Any]]) -> str:
+    text = " ".join(clean(messages[-1]["content"]).split())
     return text[:SUMMARY_LENGTH] + ("…" if len(text) > SUMMARY_LENGTH else "") or "No text"
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """As much as a page shows; JSON may smuggle in lone surrogates, which UTF-8 cannot carry."""
     return text[:TEXT_LENGTH].encode("utf-8", "replace").decode()
 
 
-def _conversation(messages: list[dict[str, Any]]) -> str:
+def conversation(messages: list[dict[str, Any]]) -> str:
     """A prompt as text; of a conversation all messages, each with its role."""
     if len(messages) == 1:
         return messages[0]["content"]

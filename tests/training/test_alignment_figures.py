@@ -19,6 +19,7 @@ def test_chart_places_a_curve_with_its_band():
             line="38.0,108.0 134.0,61.0 230.0,14.0",
             band="38.0,108.0 134.0,84.5 230.0,14.0 230.0,14.0 134.0,14.0 38.0,108.0",
             dots=[Place("38.0", "108.0"), Place("134.0", "61.0", "five"), Place("230.0", "14.0")],
+            bars=[],
         )
     ]
     assert (chart.box, chart.left, chart.right, chart.top, chart.bottom) == ("0 0 240 130", "38", "230", "14", "108")
@@ -29,6 +30,19 @@ def test_a_curve_without_intervals_or_with_one_point_has_no_band():
     bare = Curve("reward", [Point(0, Range(0.0)), Point(5, Range(0.5))])
     single = Curve("reward", [Point(0, Range(0.5, 0.4, 0.6))])
     assert [curve.band for curve in draw([bare, single]).curves] == ["", ""]
+
+
+def test_scattered_points_have_upright_intervals():
+    points = [Point(0, Range(0.5, 0.25, 1.0), "one"), Point(5, Range(0.5))]
+    assert draw([Curve("held_out", points, is_scattered=True)]).curves == [
+        Drawn(
+            "held_out",
+            line="",
+            band="",
+            dots=[Place("38.0", "61.0", "one"), Place("134.0", "61.0")],
+            bars=["38.0,84.5 38.0,14.0", "134.0,61.0 134.0,61.0"],
+        )
+    ]
 
 
 def test_labels_give_way_to_those_before_them_and_rings_do_not():

@@ -5,7 +5,7 @@ from django.urls import reverse
 from tests.training.factories import make_finished_run, make_judged_project, make_staff
 from tests.training.reports import leave
 from tests.training.test_admin import _num_queries, inline, make_viewer, run_url
-from tests.training.trackings import ALARM, exploited, leave_checks, leave_samples
+from tests.training.trackings import ALARM, exploited, leave_checks, leave_samples, make_policies
 
 pytestmark = pytest.mark.django_db
 
@@ -81,3 +81,39 @@ def test_tracking_is_for_those_who_see_the_project():
 def test_tracking_refuses_other_methods(staff: Client):
     assert staff.post(run_url("tracking", make_rlhf())).status_code == 405
     assert staff.get(reverse("admin:training_trainingrun_tracking", args=[999])).status_code == 404
+
+
+# A comparison of policies
+
+
+def make_comparison(**values):
+    policies = [make_finished_run(kind="rlhf", config={"reward_model": "org/reward"}) for _ in range(3)]
+    run = make_finished_run(kind="compare_policies", **values)
+    return leave(run, "report.json", make_policies(*(str(one.model_dir.resolve()) for one in policies)))
+
+
+def test_run_page_compares_policies(staff: Client):
+    run = make_comparison()
+    page = staff.get(run_url("change", run)).content.decode()
+    assert "60.0% [57.0,\u00a063.0]" in page
+    assert page.count("RLHF: reward org/reward") == 3
+    assert page.count('<details class="disagreement"') == 4
+    assert inline(page.encode()) == []
+
+
+def test_run_page_escapes_what_policies_answer(staff: Client):
+    told = make_policies("a", "<b>bold</b>")
+    told["samples"][0]["responses"] = ["<script>alert(1)</script>", "\ud800"]
+    run = leave(make_finished_run(kind="compare_policies"), "report.json", told)
+    page = staff.get(run_url("change", run)).content.decode()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<script>alert" not in page
+    assert "bold</b>" not in page.replace("&lt;b&gt;bold&lt;/b&gt;", "")
+
+
+def test_run_page_asks_the_database_no_more_for_three_policies(staff: Client):
+    run = make_comparison()
+    policies = [make_finished_run(kind="dpo", config={"reward_model": "org/reward"}) for _ in range(2)]
+    few = make_policies(*(str(one.model_dir.resolve()) for one in policies))
+    many = _num_queries(staff, run_url("change", run))
+    assert _num_queries(staff, run_url("change", leave(run, "report.json", few))) == many

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from tests.training.reports import figure
 from training.models import TrainingRun
 
 
@@ -73,3 +74,47 @@ ALARM = {
     "best_step": 80,
     "words": "The reward rose while the held-out reward fell: from 0.7 at step 80 to 0.525 at step 120, beyond chance.",
 }
+
+
+def make_policies(*paths: str, **values: Any) -> dict[str, Any]:
+    """A comparison's report: each policy goes a nat further than the one before, and wins 10 % more often."""
+    policies = [
+        {
+            "name": path.rpartition("/")[2],
+            "path": path,
+            "reward": figure(0.1 + number),
+            "held_out": figure(0.2 + number / 2),
+            "kl": figure(float(number)) if number else None,
+            "length": 20.0 + number,
+            "num_tokens": 5120 + number,
+            "seconds": 12.5,
+            "diversity": 0.8,
+            "repetition": 0.05,
+            "against_first": {
+                "win_rate": figure(0.5 + number / 10),
+                "length_controlled_win_rate": figure(0.5 + number / 20),
+                "held_out_gain": figure(number / 2),
+                "reward_gain": figure(float(number)),
+            }
+            if number
+            else None,
+        }
+        for number, path in enumerate(paths)
+    ]
+    samples = [
+        {
+            "prompt": [{"role": "user", "content": f"Question {number}?"}],
+            "responses": [f"Answer {number} of {path}" for path in paths],
+            "held_out": [place / 4 for place in range(len(paths))],
+        }
+        for number in range(4)
+    ]
+    report = {
+        "kind": "compare_policies",
+        "num_prompts": 64,
+        "num_samples": 4,
+        "held_out_votes": "guard",
+        "policies": policies,
+        "samples": samples,
+    }
+    return {**report, **values}
