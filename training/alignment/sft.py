@@ -1,48 +1,42 @@
 """Supervised fine-tuning of a policy on example responses, by TRL's SFTTrainer.
 
 The loss counts the tokens of the response only. Examples are rendered by `preferences.encode`, as everywhere, so
-that text which looks like a special token never becomes one. Checkpoints are those of the run directory: whole or
-absent, without pickle; a run that was stopped goes on from the newest one and ends with the same weights (on a CPU,
-with one process).
+that text which looks like a special token never becomes one. A run that was stopped goes on from the newest checkpoint
+and ends with the same weights (on a CPU, with one process).
+
+Packed, the examples of a forward pass stand side by side in one row instead of below each other in padded ones. Which
+examples are in a step does not change, and so, but for rounding, neither does its loss: positions start again with each
+example, and attention is told by them where one ends. A model that does not heed them is found out and refused.
 """
 
 import json
 import math
 import random
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from datasets import Dataset
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
-from training.alignment.checkpoint import load_random_state, load_training_state, save_training_state
 from training.alignment.config import ConfigError, RejectionSamplingConfig, SftConfig
+from training.alignment.policies import Policy, load_policy, policy_card, prepare, save_policy, trainer_arguments
 from training.alignment.preferences import ROLES, Messages, encode, read_rankings
-from training.alignment.reward_model import agree, join_processes
+from training.alignment.reward_model import join_processes
 from training.alignment.reward_net import fit_length
-from training.alignment.run_dir import Interrupted, RunDir, StopFlag, replace_folder
+from training.alignment.run_dir import RunDir, StopFlag, file_digest, replace_folder
 from training.alignment.tiny_lm import build_tiny_lm
+from training.alignment.trainers import WHOLE_RUN, Report, RunDirTrainer, Stage
 
 NEW_TINY = "new:tiny"
 MAX_TOKENS = 16384  # in one forward pass, padding included; more examples than fit are accumulated
+MAX_PACKED_TOKENS = 4096  # in one row: attention may compute what packed examples must not see, before leaving it out
+SAME = 1e-3  # of the largest logit, where a model heeds which examples are others: 1e-6 in single precision
 WARMUP_RATIO = 0.05
 POOL = 16  # optimizer steps whose examples are sorted by length together
 Settings = SftConfig | RejectionSamplingConfig
@@ -52,21 +46,6 @@ Settings = SftConfig | RejectionSamplingConfig
 class Example:
     prompt: Messages
     completion: str
-
-
-@dataclass(frozen=True)
-class Stage:
-    """How a fine-tuning shows in the metrics: its phase, and which share of the run's progress it covers."""
-
-    phase: str = "train"
-    start: float = 0.0
-    end: float = 1.0
-
-    def progress(self, done: float) -> float:
-        return self.start + (self.end - self.start) * done
-
-
-WHOLE_RUN = Stage()
 
 
 def train_sft(config: SftConfig, run_dir: RunDir, stop: StopFlag) -> dict[str, Any]:
@@ -81,7 +60,8 @@ def train_sft(config: SftConfig, run_dir: RunDir, stop: StopFlag) -> dict[str, A
     policy = run_dir.locate(config.policy)
     if config.policy == NEW_TINY:
         policy = _build_policy(train, run_dir, config.seed)
-    return fine_tune(config, policy=policy, train=train, held_out=held_out, run_dir=run_dir, stop=stop)
+    digest = file_digest(run_dir.resolve(config.examples or config.preferences))
+    return fine_tune(config, policy=policy, train=train, held_out=held_out, run_dir=run_dir, stop=stop, digest=digest)
 
 
 def fine_tune(
@@ -93,8 +73,16 @@ def fine_tune(
     run_dir: RunDir,
     stop: StopFlag,
     stage: Stage = WHOLE_RUN,
+    digest: str = "",
 ) -> dict[str, Any]:
-    """Fine-tune the model in the folder or of the id `policy` on `train` and save it in `run_dir.model`.
+    """Fine-tune the model in the folder or of the id `policy` on `train` and save it in `run_dir.model`, with a card.
+
+    Args:
+        digest: SHA-256 of what the examples are from.
+
+    Raises:
+        ConfigError: the model cannot be packed, or adapters cannot be saved as they are asked for.
+        Interrupted: `stop` became true; a checkpoint is left.
 
     Returns:
         {"model", "loss", "num_examples", "num_steps", "num_truncated"}, and "held_out_loss" where there are held-out
@@ -103,21 +91,19 @@ def fine_tune(
     model, tokenizer = load_policy(policy)
     max_length = fit_length(config.max_length, model, tokenizer)
     dataset, num_truncated = _encode_all(train, tokenizer, max_length)
-    longest = max(map(len, dataset["input_ids"]))
+    if _is_packed(config):
+        require_packing(model)
     dataset = dataset.select(_order([len(ids) for ids in dataset["input_ids"]], config))
+    prepared = prepare(model, config)
     trainer = _Trainer(
         run_dir=run_dir,
-        model=model,
-        args=_arguments(config, run_dir, longest),
+        model=prepared,
+        args=_arguments(config, prepared, run_dir, [len(ids) for ids in dataset["input_ids"]]),
         train_dataset=dataset,
         processing_class=tokenizer,
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Report(trainer.accelerator, run_dir, stop, stage, config.save_minutes))
-    newest = run_dir.latest_checkpoint()
-    if newest and trainer.is_world_process_zero():
-        run_dir.truncate_metrics(newest[1]["step"], stage.phase)
-    trainer.train(resume_from_checkpoint=str(newest[0]) if newest else None)
+    trainer.add_callback(Report(trainer, stop, stage, config.save_minutes))
+    trainer.train_from_newest(stage.phase)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     last = losses[-max(1, len(losses) // 10) :]
     result = {
@@ -130,29 +116,34 @@ def fine_tune(
     if held_out:
         held_out_set, _ = _encode_all(held_out, tokenizer, max_length)
         result["held_out_loss"] = trainer.evaluate(held_out_set)["eval_loss"]
-    if trainer.is_world_process_zero():
-        save_policy(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run_dir.model)
-    trainer.accelerator.wait_for_everyone()
+    save_policy(
+        trainer.policy,
+        tokenizer,
+        run_dir.model,
+        saved=config.saved,
+        card=policy_card(config, result, digest=digest),
+        accelerator=trainer.accelerator,
+    )
     return result
 
 
-def load_policy(policy: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in single precision and its tokenizer, from a folder or a Hugging Face id."""
-    tokenizer = AutoTokenizer.from_pretrained(policy)
-    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32, use_safetensors=True)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
+def require_packing(model: PreTrainedModel) -> None:
+    """Two sequences side by side must give what each gives by itself.
 
-
-def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """`save_pretrained` of both into `folder`, which is replaced as a whole."""
-
-    def write(scratch: Path) -> None:
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-
-    replace_folder(folder, write)
+    Raises:
+        ConfigError: one sees the other.
+    """
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    ids = torch.arange(3, 43).remainder(vocabulary)[None]  # two sequences of twenty tokens
+    positions = torch.arange(20).repeat(2)[None]
+    is_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 20:]
+        alone = model(input_ids=ids[:, 20:], use_cache=False).logits
+    model.train(is_training)
+    if not torch.allclose(packed, alone, atol=SAME * alone.abs().max().item(), rtol=0):
+        raise ConfigError("packing: this model lets packed examples see each other; leave it off")
 
 
 def read_examples(path: Path) -> Iterator[Example]:
@@ -195,15 +186,28 @@ def best_responses(path: Path, split: str) -> list[Example]:
     return list(found.values())
 
 
+def edited_responses(path: Path, split: str) -> list[Example]:
+    """Responses of `split` as people have rewritten them, each once."""
+    found: dict[str, Example] = {}
+    for ranked in read_rankings(path, split=split):
+        if ranked.edited:
+            example = Example(ranked.prompt, ranked.edited)
+            found.setdefault(json.dumps([example.prompt, example.completion]), example)
+    return list(found.values())
+
+
 def _read(config: SftConfig, run_dir: RunDir) -> tuple[list[Example], list[Example]]:
     """Training and held-out examples."""
     if config.examples:
         train, held_out = list(read_examples(run_dir.resolve(config.examples))), []
     elif config.preferences:
         path = run_dir.resolve(config.preferences)
-        train, held_out = best_responses(path, "train"), best_responses(path, "validation")
+        responses = edited_responses if config.responses == "edited" else best_responses
+        train, held_out = responses(path, "train"), responses(path, "validation")
     else:
         raise ConfigError("examples: neither examples nor preferences are given")
+    if not train and config.preferences and config.responses == "edited":
+        raise ConfigError("responses: nobody has edited a response to a training prompt of this preference set")
     if not train:
         raise ConfigError("examples: there are none to learn from")
     return train, held_out
@@ -252,15 +256,15 @@ def _order(lengths: Sequence[int], config: Settings) -> list[int]:
     return order
 
 
-def _arguments(config: Settings, run_dir: RunDir, longest: int) -> TrlConfig:
-    on_gpu = torch.cuda.is_available()
+def _arguments(config: Settings, model: Policy, run_dir: RunDir, lengths: Sequence[int]) -> TrlConfig:
+    """
+    Args:
+        lengths: of the examples in the order of training.
+    """
     batch_size = max(1, config.batch_size // PartialState().num_processes)
-    fits = max(
-        size
-        for size in range(1, batch_size + 1)
-        if batch_size % size == 0 and size * longest <= max(longest, MAX_TOKENS)
-    )
+    fits = max(size for size in range(1, batch_size + 1) if batch_size % size == 0 and _fits(size, lengths, config))
     return TrlConfig(
+        **trainer_arguments(config, model),
         output_dir=str(run_dir.path / "checkpoints"),
         num_train_epochs=1,  # _order has laid out all of them
         train_sampling_strategy="sequential",
@@ -270,79 +274,23 @@ def _arguments(config: Settings, run_dir: RunDir, longest: int) -> TrlConfig:
         per_device_train_batch_size=fits,
         per_device_eval_batch_size=fits,
         gradient_accumulation_steps=batch_size // fits,
-        seed=config.seed,
-        data_seed=config.seed,
         max_length=None,
+        padding_free=_is_packed(config),
         dataset_kwargs={"skip_prepare_dataset": True},  # already encoded and truncated
-        use_cpu=not on_gpu,
-        bf16=on_gpu and torch.cuda.is_bf16_supported(),
-        activation_checkpointing=on_gpu,
-        dataloader_pin_memory=on_gpu,
-        logging_steps=1,
-        save_strategy="no",  # _Report decides when
-        report_to="none",
-        disable_tqdm=True,
     )
 
 
-class _Trainer(SFTTrainer):
-    """An SFTTrainer whose checkpoints are those of the run directory."""
-
-    def __init__(self, *, run_dir: RunDir, **arguments: Any) -> None:
-        self.run_dir = run_dir
-        super().__init__(**arguments)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if self.args.should_save:
-            self.run_dir.save_checkpoint(self.state.global_step, self._write, {})
-
-    def _write(self, folder: Path) -> None:
-        self.accelerator.unwrap_model(self.model).save_pretrained(folder)
-        self.state.save_to_json(str(folder / "trainer_state.json"))
-        save_training_state(folder, *self._loop())
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint:
-            load_training_state(Path(checkpoint), *self._loop())
-
-    def _loop(self) -> tuple[Optimizer, LRScheduler]:
-        if self.optimizer is None or self.lr_scheduler is None:
-            raise RuntimeError("the trainer has not begun")
-        return self.optimizer, self.lr_scheduler
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint:
-            load_random_state(Path(checkpoint))
+def _is_packed(config: Settings) -> bool:
+    return isinstance(config, SftConfig) and config.packing
 
 
-class _Report(TrainerCallback):
-    """Writes metrics, asks for checkpoints, and leaves when told to stop."""
+def _fits(size: int, lengths: Sequence[int], config: Settings) -> bool:
+    """Whether so many neighbours always go into one forward pass; one alone must."""
+    parts = [lengths[start : start + size] for start in range(0, len(lengths), size)]
+    if _is_packed(config):
+        return size == 1 or max(map(sum, parts)) <= MAX_PACKED_TOKENS
+    return size == 1 or max(map(max, parts)) * size <= MAX_TOKENS
 
-    def __init__(
-        self, accelerator: Accelerator, run_dir: RunDir, stop: StopFlag, stage: Stage, save_minutes: float
-    ) -> None:
-        self.accelerator, self.run_dir, self.stop, self.stage = accelerator, run_dir, stop, stage
-        self.save_seconds, self.saved_at = 60 * save_minutes, time.monotonic()
-        self.is_stopped = False
 
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        logs = kwargs["logs"]
-        progress = self.stage.progress(state.global_step / state.max_steps)
-        if "loss" in logs:
-            values = {name: logs[name] for name in ("loss", "learning_rate")}
-            self.run_dir.log(step=state.global_step, phase=self.stage.phase, progress=progress, **values)
-        elif "eval_loss" in logs:
-            self.run_dir.log(step=state.global_step, phase="validation", progress=progress, loss=logs["eval_loss"])
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
-        self.is_stopped = agree(self.accelerator, self.stop())
-        is_due = time.monotonic() - self.saved_at >= self.save_seconds
-        control.should_save = self.is_stopped or is_due
-        return control
-
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.saved_at = time.monotonic()
-        if self.is_stopped:
-            raise Interrupted(f"stopped after step {state.global_step} of {state.max_steps}")
+class _Trainer(RunDirTrainer, SFTTrainer):
+    pass

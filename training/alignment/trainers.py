@@ -1,0 +1,147 @@
+"""What the trainers of transformers and TRL are taught: the run directory's checkpoints and metrics, and to stop.
+
+A checkpoint holds what is trained, whole, whichever way it is held: adapters alone where the rest is frozen, and the
+weights of all processes where each has a part. It is whole or absent, and without pickle. A run that was stopped goes
+on from the newest one and ends with the same weights (on a CPU, with one process).
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
+
+from training.alignment.checkpoint import load_random_state, read_optimizer_state, read_schedule, save_training_state
+from training.alignment.policies import Policy
+from training.alignment.reward_model import agree
+from training.alignment.run_dir import Interrupted, RunDir, StopFlag
+from training.alignment.weights import load_training_state, training_state
+
+WEIGHTS = "model.safetensors"
+LOGGED = ("loss", "learning_rate", "accuracy", "margin")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How a part of a run shows in the metrics: its phase, and which share of the run's progress it covers."""
+
+    phase: str = "train"
+    start: float = 0.0
+    end: float = 1.0
+
+    def progress(self, done: float) -> float:
+        return self.start + (self.end - self.start) * done
+
+
+WHOLE_RUN = Stage()
+
+
+class RunDirTrainer(Trainer):
+    """Put before a trainer among the bases of a class: its checkpoints are then those of the run directory."""
+
+    def __init__(self, *, run_dir: RunDir, **arguments: Any) -> None:
+        self.run_dir = run_dir
+        super().__init__(**arguments)
+        self.remove_callback(PrinterCallback)
+
+    def train_from_newest(self, phase: str) -> None:
+        """From the newest checkpoint, or from the beginning; lines of `phase` that are to be written again are gone."""
+        newest = self.run_dir.latest_checkpoint()
+        if newest and self.is_world_process_zero():
+            self.run_dir.truncate_metrics(newest[1]["step"], phase)
+        self.accelerator.wait_for_everyone()  # all have read before one writes
+        self.train(resume_from_checkpoint=str(newest[0]) if newest else None)
+
+    def more_state(self) -> dict[str, Any]:
+        """What a trainer adds to a checkpoint's state.json."""
+        return {}
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        optimizer, scheduler = self._loop()
+        weights, state = training_state(self.policy, optimizer)  # all processes must ask
+        once = {name for name, _ in self.policy.named_parameters()}  # a weight that is shared has several names
+
+        def write(folder: Path) -> None:
+            save_file({name: one.contiguous() for name, one in weights.items() if name in once}, folder / WEIGHTS)
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+            save_training_state(folder, optimizer, scheduler, state)
+
+        if self.args.should_save:
+            self.run_dir.save_checkpoint(self.state.global_step, write, self.more_state())
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Nothing yet: weights come with the optimizer, once both are where they belong."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint:
+            optimizer, scheduler = self._loop()
+            folder = Path(checkpoint)
+            load_training_state(self.policy, optimizer, load_file(folder / WEIGHTS), read_optimizer_state(folder))
+            scheduler.load_state_dict(read_schedule(folder))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint:
+            load_random_state(Path(checkpoint))
+
+    @property
+    def policy(self) -> Policy:
+        """As it stands, whatever it is wrapped into."""
+        return cast(Policy, self.accelerator.unwrap_model(self.model))
+
+    def _loop(self) -> tuple[Optimizer, LRScheduler]:
+        if self.optimizer is None or self.lr_scheduler is None:
+            raise RuntimeError("the trainer has not begun")
+        return getattr(self.optimizer, "optimizer", self.optimizer), self.lr_scheduler
+
+
+class Report(TrainerCallback):
+    """Writes metrics, asks for checkpoints, and leaves when told to stop.
+
+    Args:
+        after_step: is called with the number of each step that is done, before a checkpoint; true ends the training.
+    """
+
+    def __init__(
+        self,
+        trainer: RunDirTrainer,
+        stop: StopFlag,
+        stage: Stage,
+        save_minutes: float,
+        after_step: Callable[[int], bool] | None = None,
+    ) -> None:
+        self.accelerator, self.run_dir = trainer.accelerator, trainer.run_dir
+        self.stop, self.stage = stop, stage
+        self.save_seconds, self.saved_at = 60 * save_minutes, time.monotonic()
+        self.after_step = after_step
+        self.is_stopped = False
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        logs = kwargs["logs"]
+        progress = self.stage.progress(state.global_step / state.max_steps)
+        if "loss" in logs:
+            values = {name: logs[name] for name in LOGGED if name in logs}
+            self.run_dir.log(step=state.global_step, phase=self.stage.phase, progress=progress, **values)
+        elif "eval_loss" in logs:
+            self.run_dir.log(step=state.global_step, phase="validation", progress=progress, loss=logs["eval_loss"])
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
+        if self.after_step is not None and self.after_step(state.global_step):
+            control.should_training_stop = True
+        self.is_stopped = agree(self.accelerator, self.stop()) and not control.should_training_stop
+        is_due = agree(self.accelerator, time.monotonic() - self.saved_at >= self.save_seconds)
+        control.should_save = self.is_stopped or is_due
+        return control
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.saved_at = time.monotonic()
+        if self.is_stopped:
+            raise Interrupted(f"stopped after step {state.global_step} of {state.max_steps}")
