@@ -245,9 +245,10 @@ def _figures(result: Mapping[str, Any]) -> str:
     lines = []
     for name, label in REWARDS.items():
         if f"{name}_gain" in result:
-            low, high = result[f"{name}_gain_interval"]
+            interval = result[f"{name}_gain_interval"]  # none from one prompt
+            around = f" ({interval[0]:.3g} to {interval[1]:.3g})" if interval else ""
             before, after, gain = (result[f"{name}_{when}"] for when in ("before", "after", "gain"))
-            lines.append(f"- {label}: from {before:.3g} to {after:.3g}, gain {gain:.3g} ({low:.3g} to {high:.3g})")
+            lines.append(f"- {label}: from {before:.3g} to {after:.3g}, gain {gain:.3g}{around}")
     lines += [f"- {label}: {value:.4g}" for name, label in MEASURES.items() if (value := result.get(name)) is not None]
     if reason := result.get("stopped_by"):
         lines.append(f"- stopped early, as {STOPPED[reason]}; this is step {result['best_step']}")
