@@ -6,6 +6,7 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect
 from django.template.response import TemplateResponse
@@ -155,6 +156,10 @@ class TrainingRunAdmin(PageAdmin):
     @admin.display(description="started", ordering="created_at")
     def created(self, run: TrainingRun) -> str:
         return date_format(localtime(run.created_at), "j M H:i")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[TrainingRun]:
+        """For the list: shards stand on the pages of their runs."""
+        return TrainingRun.objects.for_user(request.user).started_by_people()
 
     def get_urls(self) -> list[URLPattern]:
         wrap = self.admin_site.admin_view

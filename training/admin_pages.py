@@ -29,7 +29,7 @@ class PageAdmin(admin.ModelAdmin):
         """What this user may see under that number, else 404."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        visible = self.get_queryset(request).select_related("project", "created_by")
+        visible = self.model._default_manager.for_user(request.user).select_related("project", "created_by")
         found = visible.filter(pk=pk).first() if is_id(pk) else None
         if found is None:
             raise Http404

@@ -87,7 +87,8 @@ def prepare(run: TrainingRun) -> RunDir:
         if config.get("examples"):
             _place_examples(Path(config["examples"]), folder / EXAMPLES)
             config["examples"] = EXAMPLES
-        (folder / "error.json").unlink(missing_ok=True)
+        for told_before in ("error.json", "shards.json"):
+            (folder / told_before).unlink(missing_ok=True)
         return RunDir.create(folder, config_from_dict(run.kind, config))
     except OSError as error:
         raise CannotPrepare(f"The run directory could not be written: {error}") from error

@@ -17,6 +17,7 @@ from annotate.models import OVERALL, Figures
 from training import launch, references
 from training.alignment.config import CONFIGS, split_names
 from training.models import Metric, PreferenceSet, RunEvent, TrainingRun
+from training.shard_queries import Shards, shards
 
 NUM_LOG_LINES = 100
 NUM_SAMPLES = 6
@@ -204,6 +205,7 @@ class Progress:
     percent: int
     phase: str
     latest: list[Line]
+    shards: Shards | None = None
 
 
 def run_page(run: TrainingRun, *, user: Any = None, told_elsewhere: Collection[str] = ()) -> RunPage:
@@ -224,7 +226,10 @@ def run_page(run: TrainingRun, *, user: Any = None, told_elsewhere: Collection[s
 def progress(run: TrainingRun) -> Progress:
     latest = _latest(run)
     lines = [Line(words(name), f"{latest[name]:.4g}") for name in LATEST if name in latest]
-    return Progress(percent=int(100 * run.progress), phase=run.phase, latest=lines)
+    parts = shards(run)
+    if parts and run.status == TrainingRun.Status.WAITING:
+        return Progress(percent=parts.percent, phase=parts.words, latest=[], shards=parts)
+    return Progress(percent=int(100 * run.progress), phase=run.phase, latest=lines, shards=parts)
 
 
 def _latest(run: TrainingRun) -> dict[str, float]:

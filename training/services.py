@@ -2,12 +2,18 @@
 
     queued -> running -> succeeded, failed, cancelled
       ^---------'  interrupted: its trainer or its worker was killed, or stopped for a new start
+      ^--------- waiting: for its shards, runs of their own that write what it goes on with
 
 A run's row is the truth; a message only wakes a worker. A worker takes a run by a conditional update that counts
 the fencing token up, and each of its later writes names that token: a worker that was taken for dead can change
 nothing any more. `sweep` sends lost messages again and takes runs back from dead workers.
+
+A run that divides its work ends its process and waits, so that its worker, too, may take shards. When the last of them
+has succeeded it is queued again; a shard that fails fails it, and one that is cancelled cancels it: without that part
+it cannot go on, and the others would work for nothing. Its own end is that of its shards.
 """
 
+import json
 import logging
 import time
 import uuid
@@ -26,7 +32,7 @@ from django.db.models.functions import Coalesce, Now
 from annotate.models import Endpoint, Project
 from annotate.queries import judgment_rows, judgment_weights
 from training import export, guidance, launch, previews, queries, references, tasks
-from training.alignment.config import ConfigError, config_from_dict, config_to_dict
+from training.alignment.config import ConfigError, RunConfig, config_from_dict, config_to_dict
 from training.alignment.run_dir import RunDir
 from training.models import Metric, PreferenceSet, RunEvent, TrainingRun
 
@@ -54,11 +60,12 @@ NEEDS_PREFERENCES = {
 NEEDS_FILE: dict[str, str] = {TrainingRun.Kind.SCORE: "responses", TrainingRun.Kind.SAMPLE: "prompts"}
 NEEDS_PROJECT = {TrainingRun.Kind.SCORE_COMPARISONS, TrainingRun.Kind.PREVIEW_JUDGE}
 SOURCES = {
-    Status.QUEUED: {Status.RUNNING},
+    Status.QUEUED: {Status.RUNNING, Status.WAITING},
     Status.RUNNING: {Status.QUEUED},
+    Status.WAITING: {Status.RUNNING},
     Status.SUCCEEDED: {Status.RUNNING},
-    Status.FAILED: {Status.RUNNING},
-    Status.CANCELLED: {Status.QUEUED, Status.RUNNING},
+    Status.FAILED: {Status.RUNNING, Status.WAITING},
+    Status.CANCELLED: {Status.QUEUED, Status.RUNNING, Status.WAITING},
 }
 
 
@@ -223,6 +230,8 @@ def _transition(run_id: int, status: Status, when: Q, note: str = "", **changes:
         return False
     token = TrainingRun.objects.values_list("token", flat=True).get(pk=run_id)
     RunEvent.objects.create(run_id=run_id, status=status, token=token, note=note)
+    if status not in TrainingRun.ACTIVE:
+        transaction.on_commit(lambda: _tell_family(run_id), robust=True)  # what is lost here the sweeper tells
     return True
 
 
@@ -298,7 +307,7 @@ def requeue_run(*, run: TrainingRun, note: str, is_counted: bool = True) -> bool
     """Hand an interrupted run back, to be resumed from its checkpoint, and wake a worker for it."""
     attempts = F("attempts") if is_counted else F("attempts") - 1
     is_back = _transition(run.pk, Status.QUEUED, _held(run), note=note, attempts=attempts)
-    if is_back and not _cancel_queued(run.pk):
+    if is_back and not _cancel_idle(run.pk):
         start_run(run_id=run.pk)
     return is_back
 
@@ -313,9 +322,13 @@ def _crashed(run: TrainingRun, error: str) -> None:
 
 
 def cancel_run(*, run: TrainingRun, user: User | AnonymousUser | None = None) -> None:
-    """Ask for an end: at once for a queued run, by its worker for a running one. An ended run stays as it is."""
-    TrainingRun.objects.active().filter(pk=run.pk).update(is_cancel_requested=True)
-    _cancel_queued(run.pk, note=f"cancelled by {user}" if user else "")
+    """Ask for an end: at once where no worker has the run, by its worker where one has. An ended run stays as it is."""
+    _cancel(run.pk, note=f"cancelled by {user}" if user else "")
+
+
+def _cancel(run_id: int, note: str) -> None:
+    TrainingRun.objects.active().filter(pk=run_id).update(is_cancel_requested=True)
+    _cancel_idle(run_id, note)
 
 
 def answer_live(*, run: TrainingRun, project: Project) -> Endpoint:
@@ -325,14 +338,90 @@ def answer_live(*, run: TrainingRun, project: Project) -> Endpoint:
     return Endpoint.objects.update_or_create(project=project, name=name, defaults=values)[0]
 
 
-def _cancel_queued(run_id: int, note: str = "") -> bool:
-    queued = Q(status=Status.QUEUED, is_cancel_requested=True)
-    return _transition(run_id, Status.CANCELLED, queued, note=note, finished_at=Now())
+def _is_idle_and_cancelled() -> Q:
+    return Q(status__in=(Status.QUEUED, Status.WAITING), is_cancel_requested=True)
+
+
+def _cancel_idle(run_id: int, note: str = "") -> bool:
+    return _transition(run_id, Status.CANCELLED, _is_idle_and_cancelled(), note=note, finished_at=Now())
 
 
 def _last_lines(run: TrainingRun) -> str:
     lines = launch.log_tail(run.run_dir, NUM_ERROR_LINES)
     return "\n\nThe end of its log:\n" + "\n".join(lines) if lines else ""
+
+
+# Shards
+
+
+@transaction.atomic
+def wait_for_shards(*, run: TrainingRun, shards: Sequence[RunConfig]) -> bool:
+    """Let a run wait for others that do parts of its work, and queue these; false if it is no longer held.
+
+    Raises:
+        ConfigError: it waits for a part that has been done: what that wrote does not reach it.
+    """
+    attempts = F("attempts") - 1  # this one has come to no harm
+    if not _transition(run.pk, Status.WAITING, _held(run), note=f"waits for {len(shards)} shards", attempts=attempts):
+        return False
+    if not _cancel_idle(run.pk):
+        queued = _queue_shards(run, shards)
+        transaction.on_commit(lambda: _wake_all(queued))
+    return True
+
+
+def _queue_shards(run: TrainingRun, shards: Sequence[RunConfig]) -> list[int]:
+    """One run for each part. Its key tells the part, so that none is ever queued twice."""
+    parts = {_shard_key(run, config): config for config in shards}
+    if done := run.shards.filter(key__in=parts).first():
+        raise ConfigError(
+            f"{done} has {done.status}, but what it wrote is not there: do all workers share {settings.RUNS_DIR}?"
+        )
+    same = {"parent": run, "project": run.project, "created_by": run.created_by}
+    made = TrainingRun.objects.bulk_create(
+        TrainingRun(
+            key=key, kind=config.kind, name=f"{run.name[:80]}, shard {number}", config=config_to_dict(config), **same
+        )
+        for number, (key, config) in enumerate(parts.items(), start=run.shards.count() + 1)
+    )
+    note = f"a part of run {run.pk}"
+    RunEvent.objects.bulk_create(RunEvent(run=shard, status=Status.QUEUED, token=0, note=note) for shard in made)
+    return [shard.pk for shard in made]
+
+
+def _shard_key(run: TrainingRun, config: RunConfig) -> uuid.UUID:
+    return uuid.uuid5(run.key, json.dumps([config.kind, config_to_dict(config)], sort_keys=True))
+
+
+def _tell_family(run_id: int) -> None:
+    """After a run's end: the run that waits for it may go on or has to end, and no other works for it any more."""
+    parent_id = TrainingRun.objects.values_list("parent_id", flat=True).get(pk=run_id)
+    if parent_id is not None:
+        _look_at_shards(parent_id)
+    for shard_id in TrainingRun.objects.active().filter(parent=run_id).values_list("pk", flat=True):
+        _cancel(shard_id, note=f"run {run_id} has ended")
+
+
+def _look_at_shards(run_id: int) -> None:
+    """Let a waiting run go on when its shards are done, or end as the first of them that did not succeed.
+
+    The update names the token as it was before the shards were looked at: a run that went on meanwhile, and waits for
+    others by now, is left alone.
+    """
+    run = TrainingRun.objects.filter(pk=run_id, status=Status.WAITING).first()
+    if run is None:
+        return
+    still_waiting = Q(status=Status.WAITING, token=run.token)
+    shards = run.shards.order_by("finished_at")
+    if failed := shards.filter(status=Status.FAILED).first():
+        error = f"{failed}: {failed.error}"
+        note = error.partition("\n")[0]
+        _transition(run_id, Status.FAILED, still_waiting, note=note, error=error, finished_at=Now())
+    elif cancelled := shards.filter(status=Status.CANCELLED).first():
+        note = f"{cancelled} was cancelled"
+        _transition(run_id, Status.CANCELLED, still_waiting, note=note, finished_at=Now())
+    elif not shards.active().exists() and _transition(run_id, Status.QUEUED, still_waiting, note="its shards are done"):
+        start_run(run_id=run_id)
 
 
 # The work of one worker
@@ -480,13 +569,15 @@ class _Attempt:
                 time.sleep(POLL_SECONDS)
 
     def _conclude(self, exit_code: int) -> None:
-        result, error = self.run_dir.read_result(), self.run_dir.read_error()
+        result, error, shards = self.run_dir.read_result(), self.run_dir.read_error(), self.run_dir.read_shards()
         if result is not None and exit_code == 0:
             if self.run.kind == TrainingRun.Kind.SCORE_COMPARISONS:
                 result |= guidance.hand_over(self.run, self.run_dir, _heartbeat(self.run))
             finish_run(run=self.run, result=result)
         elif self.stop == _Stop.CANCELLED:
             _transition(self.run.pk, Status.CANCELLED, _held(self.run), finished_at=Now())
+        elif shards:  # the exit code of several processes together does not say so
+            wait_for_shards(run=self.run, shards=shards)
         elif self.stop == _Stop.SHUTDOWN:
             requeue_run(run=self.run, note=f"interrupted: {self.stop}", is_counted=False)
         elif self.stop == _Stop.SILENT:
@@ -506,14 +597,22 @@ class _Attempt:
 
 
 def sweep() -> None:
-    """Finish what was cancelled, take runs back from dead workers, and wake workers for all that is queued."""
-    for run_id in TrainingRun.objects.filter(status=Status.QUEUED, is_cancel_requested=True).values_list(
-        "pk", flat=True
-    ):
-        _cancel_queued(run_id)
-    for run_id in TrainingRun.objects.filter(_is_stale()).values_list("pk", flat=True):
+    """Finish what was cancelled, take runs back from dead workers, let runs go on whose shards are done, and wake
+    workers for all that is queued."""
+    for run_id in _pks(_is_idle_and_cancelled()):
+        _cancel_idle(run_id)
+    for run_id in _pks(_is_stale()):
         _take_back(run_id)
+    for run_id in _pks(Q(status=Status.WAITING)):
+        _look_at_shards(run_id)
+    has_ended = ~Q(parent__status__in=TrainingRun.ACTIVE)
+    for run_id in _pks(Q(parent__isnull=False, status__in=TrainingRun.ACTIVE, is_cancel_requested=False) & has_ended):
+        _cancel(run_id, note="the run that it is a part of has ended")
     _wake_all(TrainingRun.objects.filter(status=Status.QUEUED).order_by("pk").values_list("pk", flat=True))
+
+
+def _pks(which: Q) -> list[int]:
+    return list(TrainingRun.objects.filter(which).values_list("pk", flat=True))
 
 
 def _wake_all(run_ids: Iterable[int]) -> None:

@@ -31,7 +31,11 @@ def make_run(
     *, behaviour: str = "overall", num_steps: int = 3, kind: str = "reward_model", **values: Any
 ) -> TrainingRun:
     """A queued run; the little trainer does what `behaviour` says."""
-    fields = {"backbone": BACKBONE, "aspect": behaviour, "num_epochs": num_steps} if kind == "reward_model" else {}
+    fields: dict[str, Any] = {}
+    if kind == "reward_model":
+        fields = {"backbone": BACKBONE, "aspect": behaviour, "num_epochs": num_steps}
+    if kind == "rejection_sampling":
+        fields = {"policy": f"hub/{behaviour}", "reward_model": "hub/reward", "num_samples": num_steps}
     fields |= values.pop("values", {})
     if "preference_set" not in values:
         values["preference_set"] = make_preference_set()

@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from training.alignment.config import RejectionSamplingConfig, SampleConfig
 from training.alignment.run_dir import RunDir
 
-INTERRUPTED = 75
+INTERRUPTED, WAITING = 75, 76
 
 
 def main() -> None:
@@ -25,6 +26,10 @@ def main() -> None:
         return score(run_dir)
     if config.kind == "preview_judge":
         return preview(run_dir)
+    if config.kind == "rejection_sampling":
+        return divide(run_dir, config)
+    if config.kind == "sample":
+        return do_part(run_dir, config)
     sys.stdout.write(f"\x1b[31mlittle trainer\x1b[0m {config.aspect}\n")
     sys.stdout.flush()
     num_steps = int(config.num_epochs)
@@ -89,6 +94,35 @@ def steps(run_dir: RunDir, num_steps: int) -> None:
         run_dir.save_checkpoint(step, lambda folder: None, {})
     pids = {line["pid"] for line in run_dir.read_metrics()}
     run_dir.write_result({"num_steps": num_steps, "num_processes": len(pids)})
+
+
+def divide(run_dir: RunDir, config: RejectionSamplingConfig) -> None:
+    """Rounds of shards, which the policy's name tells what to do, by way of `num_samples` steps."""
+    if os.environ.get("RANK", "0") != "0":
+        sys.exit(WAITING)
+    for done in range(1, config.num_rounds + 1):
+        names = [run_dir.path / f"round_{done}" / f"shard_{shard}.json" for shard in range(config.num_shards)]
+        if missing := [name for name in names if not name.exists()]:
+            names[0].parent.mkdir(exist_ok=True)
+            run_dir.log(step=done, phase="generate", progress=done / (config.num_rounds + 1))
+            told = {"policy": config.policy, "num_samples": config.num_samples}
+            run_dir.write_shards([SampleConfig(output=str(name), **told) for name in missing])
+            sys.exit(WAITING)
+    written = sorted(str(path.relative_to(run_dir.path)) for path in run_dir.path.glob("round_*/shard_*"))
+    run_dir.write_result({"written": written})
+
+
+def do_part(run_dir: RunDir, config: SampleConfig) -> None:
+    behaviour, number = config.policy.rpartition("/")[2], Path(config.output).stem
+    if (behaviour, number) == ("second_fails", "shard_1"):
+        return error(run_dir, config.num_samples)
+    if (behaviour, number) == ("second_waits", "shard_1"):
+        return wait(run_dir, config.num_samples)
+    if behaviour == "steps":
+        steps(run_dir, config.num_samples)
+    if behaviour != "loses":
+        Path(config.output).write_text(str(os.getpid()))
+    run_dir.write_result({"output": config.output})
 
 
 def rewrite(run_dir: RunDir, num_steps: int) -> None:

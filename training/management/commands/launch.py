@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db.models import Q
 
 from training import queries, references, services, tasks
 from training.alignment.config import CONFIGS, ConfigError
@@ -80,7 +81,7 @@ def _create(kind: str, name: str, pairs: list[str]) -> TrainingRun:
 
 
 class _Watch:
-    """Follows a run to its end, and executes it where nobody else does."""
+    """Follows a run to its end, and executes it and its shards where nobody else does."""
 
     def __init__(self, run: TrainingRun, show: Callable[[str], None]) -> None:
         self.run = run
@@ -91,9 +92,8 @@ class _Watch:
 
     def until_ended(self) -> None:
         while not self._report():
-            if self._is_left_to_us():
-                self.show("No worker took the run; this command executes it.")
-                self._execute()
+            if left := self._left_to_us():
+                self._execute(left)
             elif time.monotonic() - self.swept_at > SWEEP_SECONDS:
                 self.swept_at = time.monotonic()
                 services.sweep()
@@ -113,22 +113,26 @@ class _Watch:
         if line != self.shown:
             self.show(line)
             self.shown = line
-        if self.run.status != Status.QUEUED:
+        if self.run.status not in {Status.QUEUED, Status.WAITING}:
             self.queued_at = time.monotonic()
         return not self.run.is_active
 
-    def _is_left_to_us(self) -> bool:
-        if self.run.status != Status.QUEUED:
-            return False
-        if self.is_executing or not _has_broker():
-            return True
+    def _left_to_us(self) -> TrainingRun | None:
+        """The run, or the next of its shards, if it is queued and nobody else takes it."""
+        own = TrainingRun.objects.filter(Q(pk=self.run.pk) | Q(parent=self.run.pk))
+        queued = own.filter(status=Status.QUEUED).order_by("pk").first()
+        if queued is None or self.is_executing or not _has_broker():
+            return queued
         is_somebody_working = TrainingRun.objects.filter(status=Status.RUNNING).exists()
-        return not is_somebody_working and time.monotonic() - self.queued_at > CLAIM_SECONDS
+        is_idle = not is_somebody_working and time.monotonic() - self.queued_at > CLAIM_SECONDS
+        return queued if is_idle else None
 
-    def _execute(self) -> None:
+    def _execute(self, queued: TrainingRun) -> None:
         """In this process; the service asks at each of its looks at the trainer, which is when we report."""
+        if not self.is_executing:
+            self.show("No worker took the run; this command executes it.")
         self.is_executing = True
-        services.execute_run(run_id=self.run.pk, should_stop=lambda: self._report() and False)
+        services.execute_run(run_id=queued.pk, should_stop=lambda: self._report() and False)
 
 
 def _has_broker() -> bool:
@@ -141,5 +145,6 @@ def _has_broker() -> bool:
 
 def _progress_line(run: TrainingRun) -> str:
     progress = queries.progress(run)
-    words = [run.status, progress.phase, f"{progress.percent}%"] if run.status == Status.RUNNING else [run.status]
+    is_told = run.status in {Status.RUNNING, Status.WAITING}
+    words = [run.status, progress.phase, f"{progress.percent}%"] if is_told else [run.status]
     return "  ".join([*words, *(f"{line.label.lower()} {line.text}" for line in progress.latest)])
