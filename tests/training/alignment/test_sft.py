@@ -3,14 +3,17 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training.alignment import sft
+from training.alignment.__main__ import run
 from training.alignment.config import ConfigError, SftConfig
 from training.alignment.generation import sample
-from training.alignment.run_dir import Interrupted, RunDir, StopFlag
-from training.alignment.sft import Example, best_responses, load_policy, read_examples, train_sft
+from training.alignment.policies import load_policy, save_policy
+from training.alignment.run_dir import Interrupted, RunDir, StopFlag, file_digest
+from training.alignment.sft import Example, best_responses, edited_responses, read_examples, train_sft
 
 EGGS = {"prompt": "How do I boil eggs?", "completion": "Eight minutes."}
 RICE = {"prompt": [{"role": "user", "content": "Rice?"}], "completion": [{"role": "assistant", "content": "Twelve."}]}
@@ -220,3 +223,161 @@ def test_without_examples_there_is_nothing_to_learn(llama_folder, tmp_path):
         train_sft(config, run_dir, StopFlag())
     with pytest.raises(ConfigError, match="examples: neither examples nor preferences are given"):
         train_sft(SftConfig(policy=str(llama_folder)), run_dir, StopFlag())
+
+
+# Adapters, packing, edits, cards
+
+
+MANY = [
+    {"prompt": f"{'How ' * (1 + number % 3)}{number}?", "completion": "Twelve. " * (1 + number % 5)}
+    for number in range(8)
+]
+
+
+@pytest.mark.parametrize("policy", ["llama_folder", "gpt2_folder"])
+def test_packed_examples_do_not_see_each_other(request, tmp_path, policy):
+    """Steps are of the same examples, so losses and weights are the same but for rounding."""
+    model, tokenizer = load_policy(request.getfixturevalue(policy))
+    model.config.update(dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0))  # GPT-2's dropout is random
+    save_policy(model, tokenizer, tmp_path / "policy")
+    settings = {
+        "policy": str(tmp_path / "policy"),
+        "batch_size": 4,
+        "num_epochs": 2.0,
+        "precision": "fp32",
+        "learning_rate": 1e-3,
+    }
+    config, padded = prepare(tmp_path / "padded", MANY, **settings)
+    train_sft(config, padded, StopFlag())
+    config, packed = prepare(tmp_path / "packed", MANY, packing=True, **settings)
+    train_sft(config, packed, StopFlag())
+
+    for one, other in zip(metrics(padded), metrics(packed), strict=True):
+        assert one == {**other, "loss": pytest.approx(other["loss"], abs=1e-5)}
+    for name, weight in load_file(padded.model / "model.safetensors").items():
+        assert torch.allclose(weight, load_file(packed.model / "model.safetensors")[name], atol=1e-4), name
+
+
+def test_packed_rows_hold_several_examples_and_are_short_enough(llama_folder, tmp_path, monkeypatch):
+    model, _ = load_policy(llama_folder)
+    lengths = [30, 10, 20, 5, 5, 5, 40, 1]
+
+    def rows(budget: int, **values) -> tuple[int, int, bool]:
+        monkeypatch.setattr(sft, "MAX_PACKED_TOKENS", budget)
+        config, run_dir = prepare(tmp_path, MANY, policy=str(llama_folder), packing=True, batch_size=8, **values)
+        arguments = sft._arguments(config, model, run_dir, lengths)
+        size, parts = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+        return size, parts, arguments.padding_free
+
+    assert rows(116) == (8, 1, True)
+    assert rows(115) == (4, 2, True)
+    assert rows(64) == (2, 4, True)
+    assert rows(8) == (1, 8, True)  # an example by itself must fit
+
+
+def test_a_model_that_lets_packed_examples_see_each_other_is_refused(llama_folder):
+    model, _ = load_policy(llama_folder)
+    sft.require_packing(model)
+
+    forward = model.forward
+    model.forward = lambda **inputs: forward(**{name: one for name, one in inputs.items() if name != "position_ids"})
+    with pytest.raises(ConfigError, match="packing: this model lets packed examples see each other"):
+        sft.require_packing(model)
+
+
+def test_adapters_are_trained_stopped_and_resumed_alike(llama_folder, tmp_path):
+    settings = {"policy": str(llama_folder), "num_epochs": 2.0, "lora_rank": 2}
+    config, straight = prepare(tmp_path / "straight", [EGGS, RICE, EGGS, RICE, EGGS], **settings)
+    expected = train_sft(config, straight, StopFlag())
+
+    _, stopped = prepare(tmp_path / "stopped", [EGGS, RICE, EGGS, RICE, EGGS], **settings)
+    with pytest.raises(Interrupted):
+        train_sft(config, stopped, StopAfter(3))
+    held = load_file(stopped.checkpoints()[0] / "model.safetensors")
+
+    assert all("lora_" in name for name in held)  # nothing that does not change
+    assert train_sft(config, stopped, StopFlag()) == expected
+    assert metrics(stopped) == metrics(straight)
+    assert weights(stopped) == weights(straight)
+    before, after = load_file(llama_folder / "model.safetensors"), load_file(straight.model / "model.safetensors")
+    assert set(after) == set(before)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.endswith("_proj.weight")}
+
+
+def test_adapters_are_saved_by_themselves_where_that_is_wanted(llama_folder, tmp_path):
+    settings = {"policy": str(llama_folder), "lora_rank": 2, "num_epochs": 4.0}
+    config, merged = prepare(tmp_path / "merged", [EGGS, RICE], **settings)
+    train_sft(config, merged, StopFlag())
+    config, alone = prepare(tmp_path / "alone", [EGGS, RICE], saved="adapter", **settings)
+    train_sft(config, alone, StopFlag())
+
+    assert not (alone.model / "model.safetensors").exists()
+    one, other = (load_policy(run_dir.model)[0].state_dict() for run_dir in (merged, alone))
+    assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+
+
+def test_less_memory_gives_the_same_policy(llama_folder, tmp_path):
+    for name, saves_memory in (("usual", False), ("checkpointed", True)):
+        config, run_dir = prepare(
+            tmp_path / name, [EGGS, RICE], policy=str(llama_folder), gradient_checkpointing=saves_memory, lora_rank=2
+        )
+        train_sft(config, run_dir, StopFlag())
+
+    one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("usual", "checkpointed"))
+    assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+
+
+def test_a_policy_learns_from_what_people_wrote_over_a_response(llama_folder, tmp_path):
+    config, run_dir = prepare(
+        tmp_path,
+        [],
+        policy=str(llama_folder),
+        examples="",
+        preferences="preferences.jsonl",
+        responses="edited",
+    )
+    path = tmp_path / "preferences.jsonl"
+    rows = [
+        ranking("train", [[0], [1], [2]], edited="good"),
+        ranking("train", [[0], [1], [2]], edited="good", aspect="tone"),
+        ranking("train", [[1], [0], [2]]),
+        ranking("validation", [[0], [1], [2]], edited="good"),
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    assert edited_responses(path, "train") == [Example(QUESTION, "good")]
+    result = train_sft(config, run_dir, StopFlag())
+    assert (result["num_examples"], "held_out_loss" in result) == (1, True)
+
+    path.write_text(json.dumps(ranking("train", [[0], [1], [2]])) + "\n")
+    with pytest.raises(ConfigError, match="responses: nobody has edited a response to a training prompt"):
+        train_sft(config, run_dir, StopFlag())
+
+
+def test_a_policy_has_a_card(llama_folder, tmp_path):
+    config, run_dir = prepare(tmp_path, [EGGS, RICE], policy=str(llama_folder))
+
+    result = train_sft(config, run_dir, StopFlag())
+
+    card = (run_dir.model / "README.md").read_text()
+    assert "trained by supervised fine-tuning on example responses." in card
+    assert f"- SHA-256 `{file_digest(tmp_path / 'examples.jsonl')}`\n- examples: 2\n" in card
+    assert f"- training loss: {result['loss']:.4g}\n" in card
+    assert str(llama_folder.parent) not in card
+
+
+def test_the_program_fine_tunes_with_adapters_in_packed_rows(llama_folder, tmp_path):
+    _, run_dir = prepare(tmp_path, MANY, policy=str(llama_folder), lora_rank=2, packing=True, saved="adapter")
+
+    assert run(run_dir, StopFlag()) == 0
+
+    assert run_dir.read_result() == {
+        "model": "model",
+        "loss": run_dir.read_result()["loss"],
+        "num_examples": 8,
+        "num_steps": 4,
+        "num_truncated": 0,
+    }
+    assert run_dir.checkpoints() == []
+    assert load_policy(run_dir.model)[1].chat_template
