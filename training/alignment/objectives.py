@@ -49,6 +49,11 @@ class Baseline:
     length: float
 
     @classmethod
+    def none(cls, num_objectives: int) -> "Baseline":
+        """For a run that asks for nothing that depends on it."""
+        return cls((0.0,) * num_objectives, (1.0,) * num_objectives, 1.0)
+
+    @classmethod
     def measure(cls, rewards: ArrayLike, lengths: ArrayLike) -> "Baseline":
         """The baseline of N responses.
 
