@@ -1,7 +1,9 @@
 """From whose judgments a reward has learned: what it must not be measured on, nor a combination of it fitted on.
 
 Prompts are known by their digests. They are found by following what the reward's folder says: its run's preference set
-and splits, its members, the models it was averaged from. Of a reward from elsewhere nothing is known.
+and splits, its members, the models it was averaged from, and of a policy the rewards that it was trained by. What it
+began from counts for nothing, for an implicit reward is what has changed since. Of a reward from elsewhere nothing is
+known.
 """
 
 import hashlib
@@ -12,9 +14,11 @@ from training.alignment.combiner import member_paths
 from training.alignment.config import (
     AverageWeightsConfig,
     CombineConfig,
+    DpoConfig,
     LearningCurveConfig,
     RejectionSamplingConfig,
     RewardModelConfig,
+    RlhfConfig,
     SftConfig,
     split_names,
 )
@@ -29,7 +33,7 @@ from training.alignment.preferences import RankedResponses, prompt_key, read_ran
 from training.alignment.reward import COMBINER
 from training.alignment.run_dir import RunDir
 
-VALIDATION, TEST = "validation", "test"
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 
 def prompt_digest(ranked: RankedResponses) -> str:
@@ -62,16 +66,25 @@ def _member_trained_on(folder: Path) -> set[str]:
 
 def _run_trained_on(run_dir: RunDir) -> set[str]:
     config = run_dir.config()
+    followed = set[str]()
     match config:
         case AverageWeightsConfig():
-            return set[str]().union(*(trained_on(Path(run_dir.locate(name))) for name in split_names(config.models)))
+            return _all_trained_on(run_dir, config.models)
         case CombineConfig():
             splits = {VALIDATION, TEST} if config.num_folds else {VALIDATION}
-        case RewardModelConfig() | SftConfig() | RejectionSamplingConfig():
-            splits = {"train"} | ({VALIDATION} if isinstance(config, LearningCurveConfig) else set())
+        case SftConfig() if config.examples:
+            return set()
+        case RejectionSamplingConfig() | RlhfConfig():
+            splits, followed = {TRAIN}, _all_trained_on(run_dir, config.reward_model)
+        case RewardModelConfig() | SftConfig() | DpoConfig():
+            splits = {TRAIN} | ({VALIDATION} if isinstance(config, LearningCurveConfig) else set())
         case _:
             return set()
     path = run_dir.resolve(config.preferences) if config.preferences else None
     if path is None or not path.is_file():
-        return set()
-    return {prompt_digest(ranked) for ranked in read_rankings(path) if ranked.split in splits}
+        return followed
+    return followed | {prompt_digest(ranked) for ranked in read_rankings(path) if ranked.split in splits}
+
+
+def _all_trained_on(run_dir: RunDir, names: str) -> set[str]:
+    return set[str]().union(*(trained_on(Path(run_dir.locate(name))) for name in split_names(names)))
