@@ -23,7 +23,12 @@ def make_run(path: Path, config: RunConfig, subject: str = "soup") -> Path:
     """The model of a run on judgments of one prompt in each split."""
     run_dir = RunDir.create(path, config)
     rows = [
-        {"prompt": messages(subject, split), "responses": ["a", "b"], "ranking": [[0], [1]], "split": split}
+        {
+            "prompt": messages(subject, split),
+            "responses": [{"content": "a"}, {"content": "b"}],
+            "ranking": [[0], [1]],
+            "split": split,
+        }
         for split in SPLITS
     ]
     (path / "preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
