@@ -22,8 +22,10 @@ from annotate.guidance import Asked
 from annotate.models import Project
 from training import (
     alignment_queries,
+    best_of_n_queries,
     combination_queries,
     comparison_queries,
+    contest_queries,
     guidance,
     policy_comparison_queries,
     previews,
@@ -34,9 +36,10 @@ from training import (
 )
 from training.admin_pages import PageAdmin, get_or_post, is_id
 from training.alignment.config import CONFIGS
+from training.contest_admin import ContestAdmin
 from training.forms import FILE_FIELDS, FreezeForm, RunForm
 from training.member_admin import MemberAdmin
-from training.models import Member, PreferenceSet, Promotion, TrainingRun
+from training.models import Contest, Member, PreferenceSet, Promotion, TrainingRun
 from training.promotion_admin import PromotionAdmin
 
 Context = dict[str, Any] | None
@@ -57,6 +60,7 @@ BUTTONS = {
 OF_PREFERENCE_SETS = {kind: label for kind, label in BUTTONS.items() if kind not in services.NEEDS_PROJECT}
 admin.site.register(Member, MemberAdmin)
 admin.site.register(Promotion, PromotionAdmin)
+admin.site.register(Contest, ContestAdmin)
 
 
 def _asked(request: HttpRequest, kind: str) -> dict[str, Any]:
@@ -210,24 +214,26 @@ class TrainingRunAdmin(PageAdmin):
         combination = combination_queries.combination(run, request.user)
         policies = policy_comparison_queries.comparison(run, request.user)
         report = None if combination or policies else report_queries.report(run, request.user)
-        tracking = alignment_queries.tracking(run)
+        tracking, best_of_n = alignment_queries.tracking(run), best_of_n_queries.best_of_n(run)
         parts = {
             combination_queries: combination,
             policy_comparison_queries: policies,
             report_queries: report,
             alignment_queries: tracking,
+            best_of_n_queries: best_of_n,
         }
         told = set().union(*(module.TOLD_HERE for module, part in parts.items() if part))
         page = queries.run_page(run, user=request.user, told_elsewhere=told)
         context = {"run": run, "page": page, "report": report, "combination": combination, "may_cancel": may_cancel}
         context["curve"] = report_queries.learning_curve(run)
-        context |= {"tracking": tracking, "policies": policies}
+        context |= {"tracking": tracking, "best_of_n": best_of_n, "policies": policies}
         asked = request.GET.get("prompt", ""), request.GET.getlist("step")
         context["over_time"] = alignment_queries.samples_over_time(run, *asked)
         context["preview"] = previews.preview(run) if run.kind == Kind.PREVIEW_JUDGE else None
         context["may_ask"] = request.user.has_perm("annotate.change_project")
         context["promotion"] = promotion_queries.box(run, request.user)
         context["may_promote"] = request.user.has_perm("training.add_promotion")
+        context["contests"] = contest_queries.box(run, request.user)
         context["may_start"] = self.may_start(request)
         context["may_see_comparisons"] = request.user.has_perm("annotate.view_comparison")
         if run.is_policy and context["may_ask"]:

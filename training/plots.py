@@ -147,8 +147,9 @@ class Axes:
         y_label: str,
         x_ticks: Sequence[tuple[float, str]],
         lines: Sequence[tuple[str, Sequence[tuple[float, float]]]],
+        y_ticks: Sequence[tuple[float, str]] = (),
     ) -> Plot:
-        """Dots with upright intervals, and named lines through (x, y)."""
+        """Dots with upright intervals, and named lines through (x, y); upwards are shares, unless ticks say what."""
         return Plot(
             about,
             x_label,
@@ -156,7 +157,10 @@ class Axes:
             dots=[self._dot(x, figure) for x, figure in points],
             lines=[Line(" ".join(f"{self._x(x)},{self._y(y)}" for x, y in corners), name) for name, corners in lines],
             x_ticks=[Tick(self._x(value), text) for value, text in x_ticks],
-            y_ticks=[Tick(self._y(value), f"{value:.0%}") for value in tenths(self.y)],
+            y_ticks=[
+                Tick(self._y(value), text)
+                for value, text in y_ticks or [(share, f"{share:.0%}") for share in tenths(self.y)]
+            ],
         )
 
     def _dot(self, x: float, figure: Range) -> Dot:

@@ -126,14 +126,13 @@ def decide(known: Course, effect: float) -> tuple[Decision, int]:
     """What the votes have decided, and after how many; `go_on` after all of them where they have not.
 
     What has been decided stays decided, as all intervals hold at once: better and worse when the interval lies on one
-    side of one half, not_better when it leaves no room for a win rate of 1/2 + `effect`.
+    side of one half; not_better, of neither of them, when it leaves no room for a win rate of 1/2 + `effect`.
     """
-    is_better, is_worse = known.lows > 0.5, known.highs < 0.5
-    is_decided = is_better | is_worse | (known.highs < 0.5 + effect)
-    if not is_decided.any():
-        return "go_on", len(is_decided)
-    first = int(is_decided.argmax())
-    return "better" if is_better[first] else "worse" if is_worse[first] else "not_better", first + 1
+    is_better, is_worse, is_small = known.lows > 0.5, known.highs < 0.5, known.highs < 0.5 + effect
+    if (is_claim := is_better | is_worse).any():
+        first = int(is_claim.argmax())
+        return "better" if is_better[first] else "worse", first + 1
+    return ("not_better", int(is_small.argmax()) + 1) if is_small.any() else ("go_on", len(is_small))
 
 
 def num_more(wins: float, losses: float, effect: float, *, alpha: float = ALPHA) -> int | None:

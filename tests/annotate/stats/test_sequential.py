@@ -123,7 +123,9 @@ def made(lows: list[float], highs: list[float]) -> Course:
 def test_what_has_been_decided_stays_decided():
     assert decide(made([0.4, 0.51, 0.49], [0.9, 0.9, 0.9]), 0.1) == ("better", 2)
     assert decide(made([0.1, 0.1], [0.7, 0.49]), 0.1) == ("worse", 2)
-    assert decide(made([0.4, 0.45, 0.51], [0.7, 0.59, 0.7]), 0.1) == ("not_better", 2)
+    assert decide(made([0.4, 0.45, 0.45], [0.7, 0.59, 0.7]), 0.1) == ("not_better", 2)
+    assert decide(made([0.4, 0.45, 0.51], [0.7, 0.59, 0.7]), 0.1) == ("better", 3)
+    assert decide(made([0.4, 0.1], [0.59, 0.49]), 0.1) == ("worse", 2)
     assert decide(made([0.4, 0.45], [0.7, 0.61]), 0.1) == ("go_on", 2)
 
 

@@ -1,0 +1,324 @@
+"""What people say of two policies: the verdict so far, and how well the rewards foresaw it.
+
+Of each pair the first judgment counts, and a tie is left out; `annotate.stats.sequential` says why, and what may be
+claimed at any time. Judgments are those of the overall order, whoever made them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from annotate.models import OPEN, OVERALL, Annotator, Comparison, Judgment, Project
+from annotate.stats import bias, sequential
+from annotate.stats.sequential import Course
+from training import contest_samples, contest_services, plots, queries
+from training.alignment.config import split_names
+from training.models import Contest, TrainingRun
+from training.plots import Axes, Plot, Range, Scale, Tick
+from training.report_figures import Row, as_dict, is_number, points, share
+
+CLAIM = 1 / sequential.ALPHA
+LOWEST, HIGHEST = 0.01, 1e6  # e-values that the picture has room for
+NUM_CORNERS = 400
+REWARDS = {
+    "reward": ("The optimised reward", "reward_model"),
+    "held_out_reward": ("The held-out reward", "held_out_reward_model"),
+}
+HUMAN_HELP = "Of the votes that are no ties, one for each prompt. The interval holds whenever one looks or stops."
+FORESEEN_HELP = "How often it gives the new policy's answer more, of all pairs sent."
+
+
+@dataclass(frozen=True)
+class Vote:
+    """The first judgment of a pair: 1 for the challenger, -1 for the opponent, 0 for a tie."""
+
+    outcome: int
+    scores: Mapping[str, Sequence[float]]
+    annotator: int
+    is_simulated: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A contest as it stands; `words` say what is decided, `next_step` what to do."""
+
+    words: str
+    next_step: str
+    is_enough: bool
+    basis: str
+    win_rates: list[Row]
+    win_rate_ticks: list[Tick]
+    agreement: list[Row]
+    agreement_ticks: list[Tick]
+    plot: Plot | None
+    e_value: str
+    p_value: str
+    num_open: int
+    facts: list[tuple[str, str]]
+
+
+def verdict(contest: Contest, user: Any = None) -> Verdict:
+    """What a user sees of a contest."""
+    asked = list(contest.pairs.values_list("comparison", "challenger", "opponent", "scores"))
+    votes = _votes(contest, {comparison: own for comparison, *own in asked})
+    decided = [vote for vote in votes if vote.outcome]
+    known = sequential.course([vote.outcome > 0 for vote in decided])
+    num_open = Comparison.objects.filter(OPEN, contest_pairs__contest=contest).count()
+    accuracies = _accuracies(contest.run, user)
+    win_rates = [_human(known), *_foreseen([scores for *_, scores in asked])]
+    agreement = _agreement(decided, accuracies)
+    scale = plots.scale_around([found for _, found, _ in win_rates if found])
+    agreement_scale = plots.scale_around([found for _, found, _ in agreement if found])
+    words, is_enough = _words(contest, known)
+    return Verdict(
+        words=words,
+        next_step=_next_step(contest, known, len(votes), num_open, is_enough=is_enough),
+        is_enough=is_enough,
+        basis=_basis(contest, len(asked), votes, len(decided)),
+        win_rates=[_row(*one, scale) for one in win_rates],
+        win_rate_ticks=plots.strip_ticks(scale),
+        agreement=[_row(*one, agreement_scale) for one in agreement],
+        agreement_ticks=plots.strip_ticks(agreement_scale),
+        plot=_plot(known) if decided else None,
+        e_value=f"{known.e_values[-1]:.3g}" if decided else "1",
+        p_value="below 0.001" if known.p_value < 0.001 else f"{known.p_value:.3f}",
+        num_open=num_open,
+        facts=_facts(contest, votes, len(decided), len(asked), num_open),
+    )
+
+
+Shown = tuple[str, Range | None, str]
+"""What is measured, the figure, and what it means."""
+
+
+def _row(label: str, found: Range | None, help: str, scale: Scale) -> Row:
+    return Row(label, share(found), help, plots.strip(found, scale) if found else None)
+
+
+def _votes(contest: Contest, pairs: dict[int, list[Any]]) -> list[Vote]:
+    """The first judgment of each pair, in the order in which they were made."""
+    judged = Judgment.objects.filter(comparison__contest_pairs__contest=contest, aspect=OVERALL, repeat=0)
+    votes: dict[int, Vote] = {}
+    rows = judged.order_by("pk").values_list("comparison", "ranking", "annotator", "annotator__kind")
+    for comparison, ranking, annotator, kind in rows:
+        if comparison not in votes and (outcome := _outcome(ranking, *pairs[comparison][:2])) is not None:
+            is_simulated = kind == Annotator.Kind.SIMULATED
+            votes[comparison] = Vote(outcome, as_dict(pairs[comparison][2]), annotator, is_simulated)
+    return list(votes.values())
+
+
+def _outcome(ranking: Sequence[Sequence[int]], challenger: int, opponent: int) -> int | None:
+    places = {response: place for place, group in enumerate(ranking) for response in group}
+    if challenger not in places or opponent not in places:
+        return None
+    return int(np.sign(places[opponent] - places[challenger]))
+
+
+# What is decided
+
+
+def _words(contest: Contest, known: Course) -> tuple[str, bool]:
+    """The verdict, and whether it is enough."""
+    is_effect = contest.aim == Contest.Aim.EFFECT
+    decision, num = sequential.decide(known, contest.points / 100 if is_effect else 0.0)
+    said = {
+        "better": f"People like {contest.challenger_name} better",
+        "worse": f"People like {contest.challenger_name} less",
+        "not_better": f"{contest.challenger_name} does not win {50 + contest.points:g}% or more",
+        "go_on": "Nothing shows yet",
+    }[decision]
+    if is_effect:
+        return (
+            f"{said}. That is decided since vote {num}." if decision != "go_on" else f"{said}."
+        ), decision != "go_on"
+    width = float(known.highs[-1] - known.lows[-1]) if len(known.highs) else 1.0
+    is_enough = width <= contest.points / 50
+    return f"{said}. The win rate is known {'to' if is_enough else 'no closer than to'} {_within(width)}.", is_enough
+
+
+def _within(width: float) -> str:
+    return f"{50 * width:.1f} points to either side"
+
+
+def _next_step(contest: Contest, known: Course, num_votes: int, num_open: int, *, is_enough: bool) -> str:
+    if contest.closed_at:
+        return "Closed: nobody is asked any more."
+    if is_enough:
+        return "Enough: what is left can be closed." if num_open else "Enough."
+    more = _num_more(contest, known)
+    share_decided = (len(known.wins) + 1) / (num_votes + 1)
+    wanted = (
+        f"Go on: about {round(more / share_decided):,} votes more" if more else "Go on: no number of votes in sight"
+    )
+    if more and more / share_decided > num_open:
+        return f"{wanted}. Only {num_open:,} of its pairs are open."
+    return f"{wanted}."
+
+
+def _num_more(contest: Contest, known: Course) -> int | None:
+    """Decided votes."""
+    num = len(known.wins)
+    if contest.aim == Contest.Aim.PRECISION:
+        return max(1, sequential.num_votes_for_precision(contest.points / 100) - num)
+    wins = float(known.wins[-1]) if num else 0.0
+    return sequential.num_more(wins, num - wins, contest.points / 100)
+
+
+def _basis(contest: Contest, num_asked: int, votes: Sequence[Vote], num_decided: int) -> str:
+    told = f"{len(votes):,} of {num_asked:,} pairs are judged"
+    ties = f", {len(votes) - num_decided:,} of them as ties" if len(votes) > num_decided else ""
+    return f"{told}{ties}. In brackets: 95% intervals."
+
+
+# Figures
+
+
+def _human(known: Course) -> Shown:
+    if not len(known.wins):
+        return "People", None, HUMAN_HELP
+    rate = float(known.wins[-1]) / len(known.wins)
+    return "People", Range(rate, float(known.lows[-1]), float(known.highs[-1])), HUMAN_HELP
+
+
+def _foreseen(scores: Sequence[Any]) -> list[Shown]:
+    """Each reward's own win rate of the challenger."""
+    found = []
+    for name, (label, _) in REWARDS.items():
+        signs = [sign for one in scores if (sign := _sign(as_dict(one).get(name)))]
+        if signs:
+            found.append((label, _share([sign > 0 for sign in signs]), FORESEEN_HELP))
+    return found
+
+
+def _agreement(decided: Sequence[Vote], accuracies: Mapping[str, Range]) -> list[Shown]:
+    """How often each reward prefers what people prefer, here and where its accuracy was measured."""
+    rows: list[Shown] = []
+    for name, (label, _) in REWARDS.items():
+        signs = [(sign, vote.outcome) for vote in decided if (sign := _sign(vote.scores.get(name)))]
+        if signs:
+            found = _share([sign == outcome for sign, outcome in signs])
+            rows.append((f"{label} on these pairs", found, f"{len(signs):,} votes on this policy's own answers."))
+            if name in accuracies:
+                told = "On held-out judgments of its preference set. Less here: the policy has left what it knows."
+                rows.append((f"{label} when it was made", accuracies[name], told))
+    return rows
+
+
+def _sign(scores: Any) -> int:
+    if not isinstance(scores, list) or len(scores) != 2 or not all(map(is_number, scores)):
+        return 0
+    return int(np.sign(scores[0] - scores[1]))
+
+
+def _share(hits: Sequence[bool]) -> Range | None:
+    found = bias.share(sum(hits), len(hits))
+    return Range(found.value, found.low, found.high) if found else None
+
+
+def _accuracies(run: TrainingRun, user: Any) -> dict[str, Range]:
+    """The accuracy that each of the run's rewards had when it was made, where one run that the user sees made it."""
+    paths = {name: split_names(str(run.config.get(field, ""))) for name, (_, field) in REWARDS.items()}
+    saved = queries.saving_runs([path for own in paths.values() for path in own], user)
+    results = dict(TrainingRun.objects.filter(pk__in=[one.pk for one in saved.values()]).values_list("pk", "result"))
+    own = {name: results.get(saved[only[0]].pk) for name, only in paths.items() if len(only) == 1 and only[0] in saved}
+    found = {name: measured for name, result in own.items() if (measured := _accuracy(result))}
+    trained_here = as_dict(run.result).get("held_out_accuracy")
+    return ({"held_out_reward": Range(trained_here)} if is_number(trained_here) else {}) | found
+
+
+def _accuracy(result: Any) -> Range | None:
+    told = as_dict(result)
+    accuracy, interval = told.get("accuracy"), told.get("interval")
+    if not is_number(accuracy):
+        return None
+    is_whole = isinstance(interval, list) and len(interval) == 2 and all(map(is_number, interval))
+    return Range(accuracy, *interval) if is_whole else Range(accuracy)
+
+
+def _facts(
+    contest: Contest, votes: Sequence[Vote], num_decided: int, num_asked: int, num_open: int
+) -> list[tuple[str, str]]:
+    num_simulated = sum(vote.is_simulated for vote in votes)
+    facts = [
+        ("Votes that count", f"{num_decided:,}"),
+        ("Ties", f"{len(votes) - num_decided:,}"),
+        ("Annotators", f"{len({vote.annotator for vote in votes}):,}"),
+        ("Pairs sent", f"{num_asked:,} of {contest.num_prompts:,}"),
+        ("Of those still open", f"{num_open:,}"),
+    ]
+    if contest.num_identical:
+        facts.append(("Prompts with the same answer twice", f"{contest.num_identical:,}: ties, nobody is asked"))
+    return [*facts, ("Votes by simulated annotators", f"{num_simulated:,}")] if num_simulated else facts
+
+
+def _plot(known: Course) -> Plot:
+    """The e-value over the votes, on a logarithmic axis, with the height at which a claim is made."""
+    num = len(known.e_values)
+    places = np.unique(np.linspace(0, num - 1, NUM_CORNERS).astype(int))
+    values = np.clip(known.e_values[places], LOWEST, HIGHEST)
+    top = 10.0 ** np.ceil(np.log10(max(100.0, values.max())))
+    bottom = 10.0 ** np.floor(np.log10(min(0.1, values.min())))
+    corners = [(0.0, 1.0), *zip((places + 1.0).tolist(), values.tolist(), strict=True)]
+    tens = [10.0**power for power in range(round(np.log10(bottom)), round(np.log10(top)) + 1)]
+    steps = np.unique(np.linspace(0, num, plots.MAX_TICKS).round()).tolist()
+    return Axes(Scale(0, num), Scale(bottom, top, is_log=True)).plot(
+        [],
+        about=f"The e-value after each of {num} votes; now it is {known.e_values[-1]:.3g}, and {CLAIM:g} makes a claim",
+        x_label="Votes that are no ties",
+        y_label="e-value",
+        x_ticks=[(step, f"{step:g}") for step in steps],
+        y_ticks=[(ten, f"{ten:g}") for ten in tens if ten != CLAIM],
+        lines=[("guide", [(0.0, CLAIM), (float(num), CLAIM)]), ("course", corners)],
+    )
+
+
+# Lists, and the form's figures
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What sending would do: how many votes the aim needs, and how many pairs there are."""
+
+    num_wanted: int
+    num_pairs: int
+    num_identical: int
+    power: str
+    """What the pairs are good for where they are too few; empty where they are enough."""
+
+    @property
+    def num_sent(self) -> int:
+        return min(self.num_wanted, self.num_pairs)
+
+
+def plan(run: TrainingRun, project: Project, *, challenger: str, opponent: str, aim: str, points: float) -> Plan:
+    found = contest_samples.pairs(run, project, challenger, opponent)
+    wanted = contest_services.num_votes(aim, points)
+    return Plan(wanted, len(found.pairs), found.num_identical, _power(aim, points, wanted, len(found.pairs)))
+
+
+def _power(aim: str, aimed: float, wanted: int, num_pairs: int) -> str:
+    if not 0 < num_pairs < wanted:
+        return ""
+    if aim == Contest.Aim.EFFECT:
+        found = sequential.power(0.5 + aimed / 100, num_pairs)
+        return f"With {num_pairs:,} votes a win rate of {50 + aimed:g}% is found with a probability of {found:.0%}."
+    low, high = sequential.confidence_interval(num_pairs / 2, num_pairs / 2)
+    return f"With {num_pairs:,} votes it is known to {points(Range(float(high - low) / 2))} to either side."
+
+
+@dataclass(frozen=True)
+class Box:
+    """What a run's page says of contests."""
+
+    made: list[Contest]
+    may_send: bool
+
+
+def box(run: TrainingRun, user: Any) -> Box | None:
+    """Nothing for a run whose files hold no policy's answers."""
+    if not contest_samples.challengers(run):
+        return None
+    made = Contest.objects.for_user(user).filter(run=run).select_related("run", "project")
+    return Box(list(made), user.has_perm("annotate.change_project"))

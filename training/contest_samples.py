@@ -1,0 +1,190 @@
+"""What two policies answered to the same prompts, one answer each: pairs that people can judge.
+
+Read from a run's files. A run that trains a policy leaves `samples_before.jsonl` and `samples_after.jsonl`, a response
+in each line; a comparison of policies leaves `responses.jsonl`, a prompt in each line. The opponent may also be people:
+answers of the project to the same prompts, those that they wrote or those that they like best.
+
+Of several responses to a prompt the first counts, as it was drawn: the pairs are then a sample of what the policies
+answer, and there is one vote for each prompt (see `annotate.stats.sequential`). The order of the pairs is drawn by
+chance, once for ever, so that any number of first ones is a sample of the prompts.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from annotate.identity import digest, messages_digest
+from annotate.models import OVERALL, Judgment, Project, Response
+from training.alignment_queries import messages_of, objects
+from training.models import BEFORE, BEST, OPPONENTS, WRITTEN, TrainingRun
+from training.report_figures import as_dict, is_number
+
+BEFORE_FILE, AFTER_FILE, RESPONSES_FILE = "samples_before.jsonl", "samples_after.jsonl", "responses.jsonl"
+AFTER = "after"
+REWARDS = ("reward", "held_out_reward")
+MAX_LINES = 500_000
+MAX_SOURCE, MAX_NAME = 200, 500  # characters: of a response's model, and of a policy in a contest
+PROMPTS_AT_ONCE = 1000
+
+Messages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A text, who gave it, and what rewards give it, where they were asked."""
+
+    text: str
+    source: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pair:
+    prompt: Messages
+    challenger: Answer
+    opponent: Answer
+
+    @property
+    def scores(self) -> dict[str, list[float]]:
+        """By reward, what it gives the two; only where it gives both something."""
+        both = self.challenger.scores.keys() & self.opponent.scores.keys()
+        return {name: [self.challenger.scores[name], self.opponent.scores[name]] for name in sorted(both)}
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs in the order in which they are to be asked, and prompts to which both say the same."""
+
+    pairs: list[Pair]
+    num_identical: int
+
+
+def challengers(run: TrainingRun) -> list[str]:
+    """Policies of the run's files that can be sent to annotators; of a run that trained one, that one."""
+    if run.status != TrainingRun.Status.SUCCEEDED:
+        return []
+    if run.is_policy:
+        return [AFTER] if (run.run_dir / AFTER_FILE).exists() else []
+    if run.kind != TrainingRun.Kind.COMPARE_POLICIES:
+        return []
+    first = next(objects(run.run_dir / RESPONSES_FILE, 1), {})
+    return [name for name in as_dict(first.get("responses")) if len(name) <= MAX_NAME]
+
+
+def opponents(run: TrainingRun) -> dict[str, str]:
+    """Whom a challenger can be sent against, with what to call it; itself among them where there are several."""
+    if not run.is_policy:
+        return {name: name for name in challengers(run)} | {name: OPPONENTS[name] for name in (WRITTEN, BEST)}
+    has_before = (run.run_dir / BEFORE_FILE).exists()
+    return {name: told for name, told in OPPONENTS.items() if has_before or name != BEFORE}
+
+
+def pairs(run: TrainingRun, project: Project, challenger: str, opponent: str) -> Pairs:
+    """What two policies answered to the same prompts, in an order drawn by chance."""
+    own = _answers(run, challenger)
+    others = _answers_of_people(run, project, opponent, own) if opponent in {WRITTEN, BEST} else _answers(run, opponent)
+    found = [Pair(prompt, answer, others[key][1]) for key, (prompt, answer) in own.items() if key in others]
+    differing = [pair for pair in found if pair.challenger.text != pair.opponent.text]
+    return Pairs(
+        sorted(differing, key=lambda pair: digest([run.pk, challenger, opponent, messages_digest(pair.prompt)])),
+        len(found) - len(differing),
+    )
+
+
+Found = dict[str, tuple[Messages, Answer]]
+"""By a prompt's digest."""
+
+
+def _answers(run: TrainingRun, policy: str) -> Found:
+    """The first answer of a policy to each prompt."""
+    found: Found = {}
+    for prompt, answer in _listed(run, policy):
+        if prompt and _is_storable(answer.text) and all(_is_storable(one["content"]) for one in prompt):
+            found.setdefault(messages_digest(prompt), (prompt, answer))
+    return found
+
+
+def _listed(run: TrainingRun, policy: str) -> Iterator[tuple[Messages, Answer]]:
+    if run.is_policy:
+        path = run.run_dir / (BEFORE_FILE if policy == BEFORE else AFTER_FILE)
+        return _listed_samples(path, source_of(run, policy))
+    return _listed_responses(run.run_dir / RESPONSES_FILE, policy, source_of(run, policy))
+
+
+def _listed_samples(path: Path, source: str) -> Iterator[tuple[Messages, Answer]]:
+    for told in objects(path, MAX_LINES):
+        if isinstance(text := told.get("response"), str):
+            scores = {name: told[name] for name in REWARDS if is_number(told.get(name))}
+            yield _messages(told), Answer(text, source, scores)
+
+
+def _listed_responses(path: Path, policy: str, source: str) -> Iterator[tuple[Messages, Answer]]:
+    for told in objects(path, MAX_LINES):
+        texts = as_dict(told.get("responses")).get(policy)
+        if isinstance(texts, list) and texts and isinstance(texts[0], str):
+            given = {"reward": told.get("reward"), "held_out_reward": told.get("held_out")}
+            firsts = {name: _first(as_dict(by_policy).get(policy)) for name, by_policy in given.items()}
+            yield (
+                _messages(told),
+                Answer(texts[0], source, {name: one for name, one in firsts.items() if is_number(one)}),
+            )
+
+
+def _first(values: Any) -> Any:
+    return values[0] if isinstance(values, list) and values else None
+
+
+def _messages(told: dict[str, Any]) -> Messages:
+    return [{"role": one["role"], "content": one["content"]} for one in messages_of(told)]
+
+
+def _is_storable(text: str) -> bool:
+    """Whether the database takes it: neither half a character nor a NUL."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def source_of(run: TrainingRun, policy: str) -> str:
+    """What a policy's answers are filed under; never shown to annotators."""
+    if run.is_policy:
+        return f"{run}, before" if policy == BEFORE else str(run)
+    return f"{policy.rstrip('/')[-150:]} (run {run.pk})"[-MAX_SOURCE:]
+
+
+# People's answers
+
+
+def _answers_of_people(run: TrainingRun, project: Project, opponent: str, own: Found) -> Found:
+    """Answers of the project to the same prompts; of those that the run's own policies gave, none."""
+    sources = {source_of(run, policy) for policy in (BEFORE, AFTER, *challengers(run))}
+    found: Found = {}
+    for some in _chunks(list(own), PROMPTS_AT_ONCE):
+        responses = Response.objects.filter(prompt__project=project, prompt__digest__in=some, copy=0)
+        responses = responses.exclude(model__in=sources)
+        chosen = _written(responses) if opponent == WRITTEN else _liked_best(project, some, responses)
+        found |= {key: (own[key][0], Answer(one.content, one.model)) for key, one in chosen.items()}
+    return found
+
+
+def _written(responses: Any) -> dict[str, Response]:
+    """By a prompt's digest the newest answer that a person wrote."""
+    written = responses.filter(author__isnull=False).select_related("prompt").order_by("pk")
+    return {one.prompt.digest: one for one in written}
+
+
+def _liked_best(project: Project, prompts: Sequence[str], responses: Any) -> dict[str, Response]:
+    """By a prompt's digest the answer that came first in most of the judgments it was in."""
+    first, seen = Counter[int](), Counter[int]()
+    judged = Judgment.objects.filter(project=project, aspect=OVERALL, comparison__prompt__digest__in=prompts)
+    for ranking in judged.values_list("ranking", flat=True).iterator():
+        for place, group in enumerate(ranking):
+            seen.update(group)
+            first.update(group if place == 0 else ())
+    liked = [one for one in responses.select_related("prompt").order_by("-pk") if first[one.pk]]
+    by_merit = sorted(liked, key=lambda one: (first[one.pk] / seen[one.pk], seen[one.pk]))
+    return {one.prompt.digest: one for one in by_merit}  # of each prompt the best one is the last
+
+
+def _chunks(items: Sequence[str], size: int) -> Iterable[Sequence[str]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
