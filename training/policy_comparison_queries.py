@@ -19,7 +19,10 @@ from training.plots import Range, Scale, Tick
 from training.report_figures import NOT_MEASURED, Row, as_dict, dicts, figure, is_number, number, read_json, share_row
 from training.report_queries import REPORT
 
-TOLD_HERE = {"num_prompts", "num_samples", "num_policies", "held_out_votes", "win_rates"}  # of a run's result
+TOLD_HERE = {
+    *("num_prompts", "num_samples", "num_policies", "held_out_votes"),
+    *("win_rate", "win_rate_interval", "length_controlled_win_rate"),
+}  # of a run's result
 NUM_PAIRS = 10  # of each sort of samples
 NAME_LENGTH = 200
 EVEN = 0.5
@@ -48,7 +51,6 @@ class Policy:
     win_rate: Row
     controlled_win_rate: Row
     held_out_gain: Row
-    reward_gain: str
     cells: list[str]
 
 
@@ -159,6 +161,7 @@ def _origin(maker: Maker | None) -> str:
 
 COLUMNS = (
     ("Optimised reward", lambda told: number(figure(told.get("reward")))),
+    ("Gain in it", lambda told: number(figure(as_dict(told.get("against_first")).get("reward_gain")), "+")),
     ("Held-out reward", lambda told: number(figure(told.get("held_out")))),
     ("KL to the first", lambda told: number(figure(told.get("kl")))),
     ("Tokens a response", lambda told: _plain(told.get("length"), ".1f")),
@@ -192,7 +195,6 @@ def _policy(
         win_rate=share_row("Win rate", against.get("win_rate"), "", win_rates),
         controlled_win_rate=share_row("At equal length", against.get("length_controlled_win_rate"), "", win_rates),
         held_out_gain=Row("Gain", number(gain, "+"), "", plots.strip(gain, gains, guide=0) if gain else None),
-        reward_gain=number(figure(against.get("reward_gain")), "+"),
         cells=[say(told) for _, say in COLUMNS],
     )
 

@@ -101,7 +101,8 @@ def result_lines(result: dict[str, Any] | None, ceiling: dict[str, Any] | None =
         told = f"{ceiling['low']:.1%} to {ceiling['high']:.1%}, from {ceiling['num_items']} comparisons"
         lines.append(Line("Human ceiling", told, CEILING_HELP))
     lines += [_before_and_after(name, left) for name in REWARDS if f"{name}_before" in left]
-    return lines + [Line(words(name), _text(value)) for name, value in left.items()]
+    bare = [name for name in left if not (name.endswith("_interval") and name.removesuffix("_interval") in left)]
+    return lines + [Line(words(name), _text(left[name]) + _interval(left.get(f"{name}_interval"))) for name in bare]
 
 
 def headline(result: dict[str, Any] | None) -> str:
@@ -111,6 +112,8 @@ def headline(result: dict[str, Any] | None) -> str:
         return f"accuracy {figures['accuracy']:.1%}"
     if figures.get("held_out_reward_gain") is not None:
         return _headline_of_policy(figures)
+    if figures.get("win_rate") is not None:
+        return f"win rate {figures['win_rate']:.1%}"
     if figures.get("reward_before") is not None and figures.get("reward_after") is not None:
         return f"reward {figures['reward_before']:.3g} → {figures['reward_after']:.3g}"
     return f"loss {figures['loss']:.3g}" if figures.get("loss") is not None else ""
@@ -145,6 +148,10 @@ def _before_and_after(name: str, left: dict[str, Any]) -> Line:
     if interval:
         text += f" (95% interval {interval[0]:+.3g} to {interval[1]:+.3g})"
     return Line(REWARDS[name], text)
+
+
+def _interval(told: Any) -> str:
+    return f" (95% interval {told[0]:.4g} to {told[1]:.4g})" if isinstance(told, list) and len(told) == 2 else ""
 
 
 def words(name: str) -> str:

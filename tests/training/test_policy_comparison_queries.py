@@ -49,16 +49,13 @@ def test_a_policy_is_held_against_the_first(user):
     assert third.controlled_win_rate == Row(
         "At equal length", "60.0% [57.0,\u00a063.0]", "", Strip("33.67%", "23.87%", "43.47%", "1.00%")
     )
-    assert (third.held_out_gain.text, third.reward_gain) == (
-        "+1.000 [+0.970,\u00a0+1.030]",
-        "+2.000 [+1.970,\u00a0+2.030]",
-    )
-    assert found.columns[:3] == ["Optimised reward", "Held-out reward", "KL to the first"]
+    assert third.held_out_gain.text == "+1.000 [+0.970,\u00a0+1.030]"
+    assert found.columns[:4] == ["Optimised reward", "Gain in it", "Held-out reward", "KL to the first"]
     assert second.cells == [
-        *("1.100 [1.070,\u00a01.130]", "0.700 [0.670,\u00a00.730]", "1.000 [0.970,\u00a01.030]"),
-        *("21.0", "80.0%", "5.0%", "5,121", "12.5"),
+        *("1.100 [1.070,\u00a01.130]", "+1.000 [+0.970,\u00a0+1.030]", "0.700 [0.670,\u00a00.730]"),
+        *("1.000 [0.970,\u00a01.030]", "21.0", "80.0%", "5.0%", "5,121", "12.5"),
     ]
-    assert first.cells[2] == "not measured"
+    assert (first.cells[1], first.cells[3]) == ("not measured", "not measured")
     assert found.basis == (
         "Each policy answered 64 prompts, 4 times each; the answers are compared by reward models trained on the votes "
         "set aside for the guard, from which no other reward has learned."

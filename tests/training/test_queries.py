@@ -101,6 +101,15 @@ def test_result_lines_say_that_a_figure_is_missing():
     assert queries.headline(result) == ""
 
 
+def test_result_lines_tell_a_figure_with_its_interval():
+    result = {"kl": 3.14159, "kl_interval": [2.5, 3.75], "loss": 0.5, "loss_interval": None, "odd_interval": [1, 2]}
+    assert [(line.label, line.text) for line in queries.result_lines(result)] == [
+        ("KL", "3.142 (95% interval 2.5 to 3.75)"),
+        ("Loss", "0.5"),
+        ("Odd interval", "1, 2"),
+    ]
+
+
 def test_result_lines_make_lists_and_objects_readable():
     result = {
         "packing": "shared",
@@ -137,6 +146,7 @@ def test_run_page_says_nothing_twice():
         ({"reward_before": 0.1, "reward_after": 0.25}, "reward 0.1 → 0.25"),
         ({"loss": 1.23456}, "loss 1.23"),
         ({"reward_before": 0.1, "reward_after": 2.5, "held_out_reward_gain": -0.5}, "held-out reward -0.50"),
+        ({"win_rate": 0.6125, "win_rate_interval": [0.5, 0.7]}, "win rate 61.3%"),
         (
             {
                 "held_out_reward_gain": 0.88,
