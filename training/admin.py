@@ -25,6 +25,7 @@ from training import (
     best_of_n_queries,
     combination_queries,
     comparison_queries,
+    contest_queries,
     guidance,
     policy_comparison_queries,
     previews,
@@ -35,9 +36,10 @@ from training import (
 )
 from training.admin_pages import PageAdmin, get_or_post, is_id
 from training.alignment.config import CONFIGS
+from training.contest_admin import ContestAdmin
 from training.forms import FILE_FIELDS, FreezeForm, RunForm
 from training.member_admin import MemberAdmin
-from training.models import Member, PreferenceSet, Promotion, TrainingRun
+from training.models import Contest, Member, PreferenceSet, Promotion, TrainingRun
 from training.promotion_admin import PromotionAdmin
 
 Context = dict[str, Any] | None
@@ -58,6 +60,7 @@ BUTTONS = {
 OF_PREFERENCE_SETS = {kind: label for kind, label in BUTTONS.items() if kind not in services.NEEDS_PROJECT}
 admin.site.register(Member, MemberAdmin)
 admin.site.register(Promotion, PromotionAdmin)
+admin.site.register(Contest, ContestAdmin)
 
 
 def _asked(request: HttpRequest, kind: str) -> dict[str, Any]:
@@ -230,6 +233,7 @@ class TrainingRunAdmin(PageAdmin):
         context["may_ask"] = request.user.has_perm("annotate.change_project")
         context["promotion"] = promotion_queries.box(run, request.user)
         context["may_promote"] = request.user.has_perm("training.add_promotion")
+        context["contests"] = contest_queries.box(run, request.user)
         context["may_start"] = self.may_start(request)
         context["may_see_comparisons"] = request.user.has_perm("annotate.view_comparison")
         if run.is_policy and context["may_ask"]:
