@@ -27,6 +27,7 @@ from training import (
     comparison_queries,
     contest_queries,
     guidance,
+    lineage_queries,
     policy_comparison_queries,
     previews,
     promotion_queries,
@@ -58,6 +59,10 @@ BUTTONS = {
     Kind.AVERAGE_WEIGHTS: "Average weights",
 }  # a kind without a button is started at the command line
 OF_PREFERENCE_SETS = {kind: label for kind, label in BUTTONS.items() if kind not in services.NEEDS_PROJECT}
+EXPLAINED = {
+    kind: f"admin/training/trainingrun/explained/{kind}.html"
+    for kind in (Kind.RLHF.value, Kind.REJECTION_SAMPLING.value, Kind.DPO.value)
+}
 admin.site.register(Member, MemberAdmin)
 admin.site.register(Promotion, PromotionAdmin)
 admin.site.register(Contest, ContestAdmin)
@@ -170,6 +175,7 @@ class TrainingRunAdmin(PageAdmin):
         return [
             path("start/<str:kind>/", wrap(self.start_view), name="training_trainingrun_start"),
             path("compare/", wrap(self.compare_view), name="training_trainingrun_compare"),
+            path("<int:pk>/lineage/", wrap(self.lineage_view), name="training_trainingrun_lineage"),
             path("<int:pk>/progress/", wrap(self.progress_view), name="training_trainingrun_progress"),
             path("<int:pk>/tracking/", wrap(self.tracking_view), name="training_trainingrun_tracking"),
             path("<int:pk>/log/", wrap(self.log_view), name="training_trainingrun_log"),
@@ -202,8 +208,8 @@ class TrainingRunAdmin(PageAdmin):
         form = RunForm(request.POST or None, kind=kind, user=request.user, initial=initial)
         if form.is_valid() and (run := form.start()):
             return redirect("admin:training_trainingrun_change", run.pk)
-        label = BUTTONS[Kind(kind)]
-        return self.page(request, "start.html", form=form, title=label, about=CONFIGS[kind].__doc__)
+        about = {"about": CONFIGS[kind].__doc__, "explained": EXPLAINED.get(kind)}
+        return self.page(request, "start.html", form=form, title=BUTTONS[Kind(kind)], **about)
 
     @method_decorator(require_safe)
     def change_view(
@@ -260,6 +266,13 @@ class TrainingRunAdmin(PageAdmin):
             may_start=self.may_start(request),
             title="Compare reward models",
         )
+
+    @method_decorator(require_safe)
+    def lineage_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """Where the run's model comes from, and what came of it."""
+        run = self.get(request, pk)
+        told = lineage_queries.lineage(run, request.user)
+        return self.page(request, "lineage.html", run=run, lineage=told, title=f"Lineage of {run}")
 
     @method_decorator(require_safe)
     def progress_view(self, request: HttpRequest, pk: int) -> HttpResponse:

@@ -117,3 +117,28 @@ def test_run_page_asks_the_database_no_more_for_three_policies(staff: Client):
     few = make_policies(*(str(one.model_dir.resolve()) for one in policies))
     many = _num_queries(staff, run_url("change", run))
     assert _num_queries(staff, run_url("change", leave(run, "report.json", few))) == many
+
+
+# What is optimised, beside the form
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("rlhf", "In the mean this is the exact gradient."),
+        ("rejection_sampling", "nats: 0.19 for 2, 0.64 for 4, 1.84 for 16, 3.17 for 64."),
+        ("dpo", "With endless judgments it ends at the same policy as RLHF"),
+    ],
+)
+def test_start_page_explains_what_is_optimised(staff: Client, kind, says):
+    page = staff.get(reverse("admin:training_trainingrun_start", args=[kind])).content.decode()
+    assert says in page
+    assert "<h3>The guard</h3>" in page
+    assert inline(page.encode()) == []
+
+
+def test_start_page_of_other_kinds_explains_nothing(staff: Client):
+    assert (
+        '<details class="card explained">'
+        not in staff.get(reverse("admin:training_trainingrun_start", args=["reward_model"])).content.decode()
+    )
