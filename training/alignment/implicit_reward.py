@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from training.alignment.batching import batches, budget, pad
 from training.alignment.config import ConfigError
 from training.alignment.member_config import ImplicitRewardMember
-from training.alignment.policies import load_policy
+from training.alignment.policies import Policy, load_policy
 from training.alignment.preferences import Encoded, Messages, PromptedResponses, encode, tokenizer_digest
 from training.alignment.products import allow_fast_products
 from training.alignment.reward import OVERALL, Scored, placed
@@ -134,7 +134,7 @@ class ImplicitReward:
 
 
 @torch.inference_mode()
-def response_logprobs(model: PreTrainedModel, encoded: Sequence[Encoded], max_tokens: int = MAX_TOKENS) -> Floats:
+def response_logprobs(model: Policy, encoded: Sequence[Encoded], max_tokens: int = MAX_TOKENS) -> Floats:
     """(N,) the log-probability of each response given its prompt, in nats: the sum over its tokens.
 
     Sequences of similar length are padded on the right, where a causal model's attention does not reach, so what else
@@ -151,7 +151,7 @@ def response_logprobs(model: PreTrainedModel, encoded: Sequence[Encoded], max_to
     return found
 
 
-def most_tokens(model: PreTrainedModel) -> int:
+def most_tokens(model: Policy) -> int:
     """How many of them may have logits at a time."""
     return NUM_LOGITS // int(model.config.get_text_config().vocab_size)
 

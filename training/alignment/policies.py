@@ -9,6 +9,7 @@ Weights are read from safetensors only, never by running code that comes with th
 """
 
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -142,8 +143,8 @@ def trainer_arguments(config: PolicyConfig, model: Policy) -> dict[str, Any]:
 
 
 def is_sharded(config: PolicyConfig) -> bool:
-    """One process alone has nobody to share with."""
-    return config.sharding == "fsdp" and config.num_processes > 1
+    """One process alone has nobody to share with, whatever is asked for."""
+    return config.sharding == "fsdp" and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def computes_in_bfloat16(config: PolicyConfig) -> bool:

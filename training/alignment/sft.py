@@ -11,7 +11,6 @@ example, and attention is told by them where one ends. A model that does not hee
 
 import json
 import math
-import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,14 +30,13 @@ from training.alignment.reward_model import join_processes
 from training.alignment.reward_net import fit_length
 from training.alignment.run_dir import RunDir, StopFlag, file_digest, replace_folder
 from training.alignment.tiny_lm import build_tiny_lm
-from training.alignment.trainers import WHOLE_RUN, Report, RunDirTrainer, Stage
+from training.alignment.trainers import WHOLE_RUN, Report, RunDirTrainer, Stage, order_of_training
 
 NEW_TINY = "new:tiny"
 MAX_TOKENS = 16384  # in one forward pass, padding included; more examples than fit are accumulated
 MAX_PACKED_TOKENS = 4096  # in one row: attention may compute what packed examples must not see, before leaving it out
 SAME = 1e-3  # of the largest logit, where a model heeds which examples are others: 1e-6 in single precision
 WARMUP_RATIO = 0.05
-POOL = 16  # optimizer steps whose examples are sorted by length together
 Settings = SftConfig | RejectionSamplingConfig
 
 
@@ -93,7 +91,9 @@ def fine_tune(
     dataset, num_truncated = _encode_all(train, tokenizer, max_length)
     if _is_packed(config):
         require_packing(model)
-    dataset = dataset.select(_order([len(ids) for ids in dataset["input_ids"]], config))
+    num_drawn = math.ceil(config.num_epochs * len(dataset))
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    dataset = dataset.select(order_of_training(lengths, num_drawn, config.batch_size, config.seed))
     prepared = prepare(model, config)
     trainer = _Trainer(
         run_dir=run_dir,
@@ -238,24 +238,6 @@ def _encode_all(
     return Dataset.from_list(rows), sum(item.is_truncated for item in encoded)
 
 
-def _order(lengths: Sequence[int], config: Settings) -> list[int]:
-    """Places of the examples in the order of training, all epochs in a row.
-
-    Laid out beforehand, so that going on from a checkpoint needs no generator's state. Examples in one optimizer step
-    are of similar length, for less padding; the steps come in random order.
-    """
-    rng = random.Random(config.seed)
-    n, size = len(lengths), config.batch_size
-    shuffled = [place for _ in range(math.ceil(config.num_epochs)) for place in rng.sample(range(n), n)]
-    shuffled = shuffled[: math.ceil(config.num_epochs * n)]
-    order: list[int] = []
-    for start in range(0, len(shuffled), POOL * size):
-        pool = sorted(shuffled[start : start + POOL * size], key=lengths.__getitem__)
-        steps = [pool[begin : begin + size] for begin in range(0, len(pool), size)]
-        order += [place for step in rng.sample(steps, len(steps)) for place in step]
-    return order
-
-
 def _arguments(config: Settings, model: Policy, run_dir: RunDir, lengths: Sequence[int]) -> TrlConfig:
     """
     Args:
@@ -266,7 +248,7 @@ def _arguments(config: Settings, model: Policy, run_dir: RunDir, lengths: Sequen
     return TrlConfig(
         **trainer_arguments(config, model),
         output_dir=str(run_dir.path / "checkpoints"),
-        num_train_epochs=1,  # _order has laid out all of them
+        num_train_epochs=1,  # order_of_training has laid out all of them
         train_sampling_strategy="sequential",
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",

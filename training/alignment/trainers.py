@@ -5,8 +5,10 @@ weights of all processes where each has a part. It is whole or absent, and witho
 on from the newest one and ends with the same weights (on a CPU, with one process).
 """
 
+import math
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +26,7 @@ from training.alignment.run_dir import Interrupted, RunDir, StopFlag
 from training.alignment.weights import load_training_state, training_state
 
 WEIGHTS = "model.safetensors"
+POOL = 16  # optimizer steps whose examples are sorted by length together
 LOGGED = ("loss", "learning_rate", "accuracy", "margin")
 
 
@@ -40,6 +43,27 @@ class Stage:
 
 
 WHOLE_RUN = Stage()
+
+
+def order_of_training(lengths: Sequence[int], num_drawn: int, batch_size: int, seed: int) -> list[int]:
+    """Places of N examples in the order of training, all epochs in a row.
+
+    Laid out beforehand, so that going on from a checkpoint needs no generator's state. Examples in one optimizer step
+    are of similar length, for less padding; the steps come in random order.
+
+    Args:
+        lengths: (N,) of the examples.
+        num_drawn: how many of them in all; each is drawn once before one is drawn again.
+    """
+    rng = random.Random(seed)
+    n = len(lengths)
+    shuffled = [place for _ in range(math.ceil(num_drawn / n)) for place in rng.sample(range(n), n)][:num_drawn]
+    order: list[int] = []
+    for start in range(0, num_drawn, POOL * batch_size):
+        pool = sorted(shuffled[start : start + POOL * batch_size], key=lengths.__getitem__)
+        steps = [pool[begin : begin + batch_size] for begin in range(0, len(pool), batch_size)]
+        order += [place for step in rng.sample(steps, len(steps)) for place in step]
+    return order
 
 
 class RunDirTrainer(Trainer):

@@ -165,21 +165,22 @@ def test_products_are_in_bfloat16_where_that_is_wanted(llama_folder):
     assert torch.allclose(exact, rounded, atol=0.02)
 
 
-def test_trainers_are_told_about_shards_and_memory(llama_folder):
+def test_trainers_are_told_about_shards_and_memory(llama_folder, monkeypatch):
     model, _ = load_policy(llama_folder)
-    usual = trainer_arguments(SftConfig(gradient_checkpointing=True), model)
-    sharded = trainer_arguments(SftConfig(gradient_checkpointing=True, sharding="fsdp", num_processes=2), model)
+    config = SftConfig(gradient_checkpointing=True, sharding="fsdp")
+    usual = trainer_arguments(config, model)
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as launchers do
+    sharded = trainer_arguments(config, model)
 
     assert usual["activation_checkpointing"] is True
     assert "fsdp" not in usual
-    assert "fsdp" not in trainer_arguments(SftConfig(sharding="fsdp"), model)
     assert (sharded["activation_checkpointing"], sharded["fsdp"]) == (False, True)
     assert sharded["fsdp_config"] == {
         "version": 2,
         "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
         "activation_checkpointing": True,
     }
-    assert policies.is_sharded(SftConfig(sharding="fsdp")) is False
+    assert "fsdp" not in trainer_arguments(SftConfig(), model)
 
 
 def test_a_card_tells_what_a_policy_is_and_what_it_is_worth():
