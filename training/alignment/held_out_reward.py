@@ -132,9 +132,18 @@ def held_out_reward(config: Config, run_dir: RunDir, accelerator: Accelerator, s
     return _Training(config, run_dir, accelerator, stop, stage).held_out()
 
 
-def optimised(config: Config) -> list[str]:
-    """The rewards that a run optimises or, comparing policies, shows as optimised; DPO has none."""
-    return [] if isinstance(config, DpoConfig) else split_names(config.reward_model)
+def optimised(config: Config, run_dir: RunDir) -> list[str]:
+    """Paths and ids of the rewards that a run, or a policy that it compares, has optimised; DPO has none."""
+    if isinstance(config, DpoConfig):
+        return []
+    found = [run_dir.locate(name) for name in split_names(config.reward_model)]
+    if isinstance(config, ComparePoliciesConfig):
+        for name in split_names(config.policies):
+            own = RunDir(Path(run_dir.locate(name)).parent)
+            told = own.config() if (own.path / "run.json").is_file() else None
+            if isinstance(told, RejectionSamplingConfig | RlhfConfig):
+                found += optimised(told, own)
+    return list(dict.fromkeys(found))
 
 
 def parts(run_dir: RunDir, name: str) -> set[str]:
@@ -153,12 +162,12 @@ def part_of(stage: Stage, number: int, of: int) -> Stage:
 
 
 def _given(config: Config, run_dir: RunDir, accelerator: Accelerator) -> HeldOut:
-    names = optimised(config)
+    names = optimised(config, run_dir)
     if parts(run_dir, config.held_out_reward_model) & set[str]().union(*(parts(run_dir, name) for name in names)):
         raise ConfigError("held_out_reward_model: is the one that is optimised, or a part of it")
     path = run_dir.locate(config.held_out_reward_model)
     held_out = HeldOut((load_reward(path, accelerator.device, cache=score_cache()),), GIVEN)
-    num_shared = len(trained_on(Path(path)) & _learned_from(run_dir, names))
+    num_shared = len(trained_on(Path(path)) & _learned_from(names))
     if num_shared:
         note = (
             f"The held-out reward has learned from judgments on {num_shared} of the prompts that the optimised reward "
@@ -168,9 +177,9 @@ def _given(config: Config, run_dir: RunDir, accelerator: Accelerator) -> HeldOut
     return _with_spread(held_out, run_dir.resolve(config.preferences))
 
 
-def _learned_from(run_dir: RunDir, names: Sequence[str]) -> set[str]:
+def _learned_from(paths: Sequence[str]) -> set[str]:
     """Digests of the prompts from whose judgments any of these rewards has learned."""
-    return set[str]().union(*(trained_on(Path(run_dir.locate(name))) for name in names))
+    return set[str]().union(*(trained_on(Path(path)) for path in paths))
 
 
 def _with_spread(held_out: HeldOut, path: Path) -> HeldOut:
@@ -229,7 +238,7 @@ class _Training:
     def _settings(self) -> RewardModelConfig:
         """Those of the optimised reward model, or of the first one in a combination, where it was trained by us."""
         config = self.config
-        settings = _trained_as(disagreeing([self.run_dir.locate(name) for name in optimised(config)]))
+        settings = _trained_as(disagreeing(optimised(config, self.run_dir)))
         settings = settings or RewardModelConfig(
             backbone=self._policy(),
             max_length=config.max_length,
@@ -299,7 +308,7 @@ class _Training:
             self.accelerator.wait_for_everyone()
 
     def _note(self, rankings: Sequence[RankedResponses]) -> str:
-        learned_from = _learned_from(self.run_dir, optimised(self.config))
+        learned_from = _learned_from(optimised(self.config, self.run_dir))
         num_shared = len(learned_from & {prompt_digest(ranked) for ranked in rankings})
         if not num_shared:
             return ""

@@ -11,7 +11,8 @@ finds the checks of its file, does none of them again, and goes on as if it had 
 samples: they are measured on responses sampled so, which are those that are graded where the run samples so itself, and
 others where it does not. At each place of a response both policies' whole distributions are at hand, so the KL there is
 computed, not sampled; the sum over a response estimates the KL of responses without bias, as the log-ratio of its
-tokens does, but is never below 0 and varies less.
+tokens does, but is never below 0 and varies less. It is computed in the precision of the weights: in bfloat16, rounding
+alone would make two policies that hardly differ differ by a tenth of a nat.
 
 Source: A. Amini, T. Vieira and R. Cotterell, "Better estimation of the Kullback-Leibler divergence between language
 models", 2025.
@@ -26,7 +27,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -53,6 +54,8 @@ NUM_LOGITS = 2**27  # of each policy at a time: half a gigabyte of them, and som
 Config = RejectionSamplingConfig | RlhfConfig | DpoConfig
 Proxy = Callable[[Sequence[PromptedResponses]], list[list[float]]]
 Reference = tuple[Any, PreTrainedTokenizerBase] | str | Path
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -181,12 +184,10 @@ class Tracker:
     def _answer(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> list[_Answered]:
         """All prompts answered; each process answers whole chunks of them, the same ones however many there are."""
         size = max(1, self.config.generation_batch_size // self.config.num_checked)
-        chunks = [self.prompts[start : start + size] for start in range(0, len(self.prompts), size)]
-        rank, num_processes = self.accelerator.process_index, self.accelerator.num_processes
         with _evaluating(model):
-            mine = [self._answer_chunk(model, tokenizer, chunk) for chunk in chunks[rank::num_processes]]
-        shares = gather_object([mine]) if num_processes > 1 else [mine]
-        return [one for place in range(len(chunks)) for one in shares[place % num_processes][place // num_processes]]
+            return in_chunks(
+                self.accelerator, self.prompts, size, lambda some: self._answer_chunk(model, tokenizer, some)
+            )
 
     def _answer_chunk(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Messages]
@@ -249,8 +250,7 @@ class Tracker:
         asked = [encode_prompt(tokenizer, prompt, limit) for prompt in prompts]
         pairs = [(ids, one) for ids, own in zip(asked, generated, strict=True) for one in own]
         reference, without_adapters = self._reference_of(model)
-        with self._autocast():
-            found = iter(divergences(model, reference, pairs, without_adapters))
+        found = iter(divergences(model, reference, pairs, without_adapters))
         return [[next(found) for _ in own] for own in generated]
 
     def _reference_of(self, model: Any) -> tuple[Any, Callable[[], AbstractContextManager[Any]]]:
@@ -352,6 +352,20 @@ def read_checks(run_dir: RunDir) -> Iterator[Check]:
             for line in file:
                 if line.endswith("\n"):
                     yield Check.from_dict(json.loads(line))
+
+
+def in_chunks(
+    accelerator: Accelerator, items: Sequence[Item], size: int, work: Callable[[Sequence[Item]], list[Found]]
+) -> list[Found]:
+    """What `work` makes of all items, `size` at a time; each process does whole chunks of them, and all get all.
+
+    What is in a chunk does not depend on the number of processes.
+    """
+    chunks = [items[start : start + size] for start in range(0, len(items), size)]
+    rank, num_processes = accelerator.process_index, accelerator.num_processes
+    mine = [work(chunk) for chunk in chunks[rank::num_processes]]
+    shares = gather_object([mine]) if num_processes > 1 else [mine]
+    return [one for place in range(len(chunks)) for one in shares[place % num_processes][place // num_processes]]
 
 
 @torch.no_grad()  # what is computed in inference mode and kept, such as a cache of positions, could not be trained on

@@ -173,41 +173,41 @@ def test_stopped_and_started_again_it_ends_the_same(prepare, trained, accelerato
     assert held_out.score_prompts([ASKED]) == trained[1].score_prompts([ASKED])
 
 
-def test_trains_as_the_optimised_reward_model_was_trained(prepare, reward_model_folder, accelerator, monkeypatch):
+def untrained(path: Path, **values) -> RunDir:
+    """The run of a reward model that is still to be trained."""
+    run_dir = RunDir.create(path, RewardModelConfig(**values))
+    run_dir.model.mkdir()
+    return run_dir
+
+
+def test_trains_as_the_optimised_reward_model_was_trained(prepare, llama_folder, tmp_path, accelerator, monkeypatch):
     seen = []
     monkeypatch.setattr(
         "training.alignment.held_out_reward.train_reward_model",
         lambda config, run_dir, stop: seen.append(config) or (_ for _ in ()).throw(Interrupted("seen")),
     )
-    config, run_dir = prepare(reward_model=str(reward_model_folder), seed=3, save_minutes=2.0)
+    (tmp_path / "backbone").symlink_to(llama_folder)
+    proxy = untrained(tmp_path / "proxy", backbone="../backbone", num_epochs=7.5, learning_rate=3e-3, seed=10)
+    config, run_dir = prepare(reward_model=str(proxy.model), seed=3, save_minutes=2.0)
 
     with pytest.raises(Interrupted):
         held_out_reward(config, run_dir, accelerator, StopFlag(), STAGE)
 
-    told = RunDir(reward_model_folder.parent).config()
     assert seen == [
         RewardModelConfig(
             preferences="../preferences.jsonl",
-            backbone=str(Path(told.backbone).resolve()),
-            num_epochs=told.num_epochs,
-            learning_rate=told.learning_rate,
-            eval_steps=told.eval_steps,
-            seed=told.seed + 4,
+            backbone=str(llama_folder.resolve()),
+            num_epochs=7.5,
+            learning_rate=3e-3,
+            seed=14,
             save_minutes=2.0,
         )
     ]
 
 
 def test_notes_that_the_optimised_reward_knows_the_prompts(prepare, preferences, tmp_path, accelerator, llama_folder):
-    proxy = RunDir.create(
-        tmp_path / "proxy",
-        RewardModelConfig(
-            preferences=str(relabelled(preferences, tmp_path / "all.jsonl", {"guard": "train"})),
-            backbone=str(llama_folder),
-            num_epochs=0.1,
-        ),
-    )
-    proxy.model.mkdir()
+    path = relabelled(preferences, tmp_path / "all.jsonl", {"guard": "train"})
+    proxy = untrained(tmp_path / "proxy", preferences=str(path), backbone=str(llama_folder), num_epochs=0.1)
     config, run_dir = prepare(reward_model=str(proxy.model), num_guards=1)
 
     held_out = held_out_reward(config, run_dir, accelerator, StopFlag(), STAGE)
@@ -271,15 +271,17 @@ def test_given_reward_that_is_optimised_is_refused(prepare, proxy, tmp_path, acc
     assert parts(run_dir, str(tmp_path / "link")) == {str(proxy.resolve())}
 
 
-def test_given_reward_that_learned_from_the_same_votes_is_noted(prepare, reward_model_run, accelerator, tmp_path):
-    other = RunDir.create(tmp_path / "other", reward_model_run.config())
-    other.model.mkdir()
-    config, run_dir = prepare(reward_model=str(other.model), held_out_reward_model=str(reward_model_run.model))
+def test_given_reward_that_learned_from_the_same_votes_is_noted(prepare, trained, preferences, tmp_path, accelerator):
+    path = relabelled(preferences, tmp_path / "all.jsonl", {"guard": "train"})
+    proxy = untrained(tmp_path / "proxy", preferences=str(path), seed=1)
+    config, run_dir = prepare(
+        reward_model=str(proxy.model), held_out_reward_model=str(trained[0].path / "held_out" / "1" / "model")
+    )
 
     held_out = held_out_reward(config, run_dir, accelerator, StopFlag(), STAGE)
 
     assert held_out.note == (
-        "The held-out reward has learned from judgments on 48 of the prompts that the optimised reward has learned "
+        "The held-out reward has learned from judgments on 14 of the prompts that the optimised reward has learned "
         "from: it may share its errors."
     )
 
