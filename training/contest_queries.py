@@ -260,7 +260,7 @@ def _plot(known: Course) -> Plot:
     values = np.clip(known.e_values[places], LOWEST, HIGHEST)
     top = 10.0 ** np.ceil(np.log10(max(100.0, values.max())))
     bottom = 10.0 ** np.floor(np.log10(min(0.1, values.min())))
-    corners = [(0.0, 1.0), *zip((places + 1.0).tolist(), values.tolist(), strict=True)]
+    corners = [(0.0, 1.0)] + [(place + 1.0, float(value)) for place, value in zip(places, values, strict=True)]
     tens = [10.0**power for power in range(round(np.log10(bottom)), round(np.log10(top)) + 1)]
     steps = np.unique(np.linspace(0, num, plots.MAX_TICKS).round()).tolist()
     return Axes(Scale(0, num), Scale(bottom, top, is_log=True)).plot(
