@@ -9,6 +9,8 @@ In bfloat16, autocast computes everything between the products in it as well, wh
 rounds what goes into the products of a model's linear layers, and nothing else: sums are in single precision.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -34,6 +36,17 @@ def allow_fast_products() -> bool:
     if not is_exact:
         settings.fp32_precision = usual
     return is_exact
+
+
+@contextmanager
+def usual_products() -> Iterator[None]:
+    """Without that permission: attention to many keys by one query at a time takes several times longer with it."""
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    kept, settings.fp32_precision = settings.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = kept
 
 
 def round_products(model: nn.Module) -> None:
