@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.training.scratch import Home, home
+from training.alignment.run_dir import file_digest
 
 pytestmark = pytest.mark.slow
 
 NUM_SHARDS = 4
+ENDED = ("succeeded", "failed", "cancelled")
 DIVIDE = f"""
     values = {{"num_shards": {NUM_SHARDS}}}
     print(make_run(kind="rejection_sampling", behaviour="steps", num_steps=15, values=values).pk)
@@ -115,3 +117,57 @@ def test_launch_cancels_on_ctrl_c_the_shards_that_it_executes(scratch: Home):
     assert (process.returncode, json.loads(output.splitlines()[-1])["status"]) == (1, "cancelled")
     assert [scratch.state(shard)[0] for shard in shards(scratch)] == ["cancelled"] * 2
     assert [process for shard in shards(scratch) for process in scratch.trainers(shard)] == []
+
+
+PREPARE_REAL_RUN = """
+    from pathlib import Path
+    from training.alignment.member_config import FormatRule, LengthRule, write_member
+    from training.alignment.tiny_lm import build_tiny_lm
+    project = make_judged_project(num_prompts=24)
+    services.freeze(project=project, name="first", fractions=(0.8, 0, 0.2))
+    texts = [f"Question {number}? Answer {number}." for number in range(100)]
+    build_tiny_lm(texts, Path("HOME/policy"), vocabulary_size=300, hidden_size=32, num_layers=2, num_heads=2)
+    write_member(Path("HOME/reward"), LengthRule(target=3, tolerance=0))
+    write_member(Path("HOME/held-out"), FormatRule(pattern="Answer"))
+""".replace("\n    ", "\n")
+TIMES = {"seconds_generating", "seconds_scoring"}
+REAL_RUN = [
+    *("preference_set=first", "num_samples=16", "num_epochs=1", "max_new_tokens=48", "num_held_out_prompts=4"),
+    *("num_checked=2", "guard=alarm", "generation_batch_size=4"),  # chunks of one prompt
+]
+
+
+def test_same_data_whoever_samples_them_and_whoever_is_killed(tmp_path: Path):
+    with home(tmp_path, TRAINER="training.alignment", STALE_SECONDS="4") as scratch:
+        scratch.python(PREPARE_REAL_RUN.replace("HOME", str(tmp_path)))
+        models = {"policy": "policy", "reward_model": "reward", "held_out_reward_model": "held-out"}
+        values = [*REAL_RUN, *(f"{field}={tmp_path / folder}" for field, folder in models.items())]
+        alone = json.loads(scratch.manage("launch", "rejection_sampling", "one", *values, "--wait").splitlines()[-1])
+        assert (alone["run"], alone["status"]) == (1, "succeeded")
+
+        scratch.redis()
+        workers = [scratch.worker() for _ in range(2)]
+        scratch.manage("launch", "rejection_sampling", "many", *values, "num_shards=3")
+        scratch.wait_until(lambda: len(running(scratch)) == 2, 120)
+        killed = running(scratch)[str(workers[0].pid)]
+        scratch.wait_until(lambda: scratch.num_metrics(killed) >= 1, 120)
+        workers[0].send_signal(signal.SIGKILL)
+        scratch.wait_until(lambda: not scratch.trainers(killed), seconds=5)
+        scratch.wait_until(lambda: scratch.python("services.sweep()") == "" and scratch.state(2)[0] in ENDED, 240)
+
+        assert scratch.state(2) == ("succeeded", 1, 2)
+        assert {shard: scratch.state(shard)[1] for shard in shards(scratch)} == {
+            shard: 2 if shard == killed else 1 for shard in shards(scratch)
+        }
+        one, many = tmp_path / "runs" / "1", tmp_path / "runs" / "2"
+        for name in ("round_1/samples.jsonl", "round_1/winners.jsonl", "samples_after.jsonl", "checks.jsonl"):
+            assert _untimed(one / name) == _untimed(many / name)
+        told = {name: value for name, value in alone.items() if name not in {"run", "status", "run_dir", *TIMES}}
+        assert {name: value for name, value in scratch.result(2).items() if name not in TIMES} == told
+        weights = [file_digest(folder / "model" / "model.safetensors") for folder in (one, many)]
+        assert weights[0] == weights[1]
+
+
+def _untimed(path: Path) -> list[dict]:
+    rows = (json.loads(line) for line in path.read_text().splitlines())
+    return [{name: value for name, value in row.items() if name != "time"} for row in rows]
