@@ -17,7 +17,7 @@ from training import contest_samples, contest_services, plots, queries
 from training.alignment.config import split_names
 from training.models import Contest, TrainingRun
 from training.plots import Axes, Plot, Range, Scale, Tick
-from training.report_figures import Row, as_dict, is_number, points, share
+from training.report_figures import Row, as_dict, figure, is_number, points, share
 
 CLAIM = 1 / sequential.ALPHA
 LOWEST, HIGHEST = 0.01, 1e6  # e-values that the picture has room for
@@ -224,17 +224,13 @@ def _accuracies(run: TrainingRun, user: Any) -> dict[str, Range]:
     results = dict(TrainingRun.objects.filter(pk__in=[one.pk for one in saved.values()]).values_list("pk", "result"))
     own = {name: results.get(saved[only[0]].pk) for name, only in paths.items() if len(only) == 1 and only[0] in saved}
     found = {name: measured for name, result in own.items() if (measured := _accuracy(result))}
-    trained_here = as_dict(run.result).get("held_out_accuracy")
-    return ({"held_out_reward": Range(trained_here)} if is_number(trained_here) else {}) | found
+    trained_here = _accuracy(run.result, "held_out_accuracy", "held_out_accuracy_interval")
+    return ({"held_out_reward": trained_here} if trained_here else {}) | found
 
 
-def _accuracy(result: Any) -> Range | None:
+def _accuracy(result: Any, name: str = "accuracy", interval: str = "interval") -> Range | None:
     told = as_dict(result)
-    accuracy, interval = told.get("accuracy"), told.get("interval")
-    if not is_number(accuracy):
-        return None
-    is_whole = isinstance(interval, list) and len(interval) == 2 and all(map(is_number, interval))
-    return Range(accuracy, *interval) if is_whole else Range(accuracy)
+    return figure({"value": told.get(name), "interval": told.get(interval)})
 
 
 def _facts(

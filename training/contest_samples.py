@@ -1,8 +1,8 @@
 """What two policies answered to the same prompts, one answer each: pairs that people can judge.
 
 Read from a run's files. A run that trains a policy leaves `samples_before.jsonl` and `samples_after.jsonl`, a response
-in each line; a comparison of policies leaves `responses.jsonl`, a prompt in each line. The opponent may also be people:
-answers of the project to the same prompts, those that they wrote or those that they like best.
+in each line; a comparison of policies leaves `responses.jsonl` and `scores.jsonl`, a prompt in each line. The opponent
+may also be people: answers of the project to the same prompts, those that they wrote or those that they like best.
 
 Of several responses to a prompt the first counts, as it was drawn: the pairs are then a sample of what the policies
 answer, and there is one vote for each prompt (see `annotate.stats.sequential`). The order of the pairs is drawn by
@@ -12,6 +12,7 @@ chance, once for ever, so that any number of first ones is a sample of the promp
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from training.alignment_queries import messages_of, objects
 from training.models import BEFORE, BEST, OPPONENTS, WRITTEN, TrainingRun
 from training.report_figures import as_dict, is_number
 
-BEFORE_FILE, AFTER_FILE, RESPONSES_FILE = "samples_before.jsonl", "samples_after.jsonl", "responses.jsonl"
+BEFORE_FILE, AFTER_FILE = "samples_before.jsonl", "samples_after.jsonl"
+RESPONSES_FILE, SCORES_FILE = "responses.jsonl", "scores.jsonl"
 AFTER = "after"
 REWARDS = ("reward", "held_out_reward")
 MAX_LINES = 500_000
@@ -110,7 +112,7 @@ def _listed(run: TrainingRun, policy: str) -> Iterator[tuple[Messages, Answer]]:
     if run.is_policy:
         path = run.run_dir / (BEFORE_FILE if policy == BEFORE else AFTER_FILE)
         return _listed_samples(path, source_of(run, policy))
-    return _listed_responses(run.run_dir / RESPONSES_FILE, policy, source_of(run, policy))
+    return _listed_responses(run.run_dir, policy, source_of(run, policy))
 
 
 def _listed_samples(path: Path, source: str) -> Iterator[tuple[Messages, Answer]]:
@@ -120,20 +122,24 @@ def _listed_samples(path: Path, source: str) -> Iterator[tuple[Messages, Answer]
             yield _messages(told), Answer(text, source, scores)
 
 
-def _listed_responses(path: Path, policy: str, source: str) -> Iterator[tuple[Messages, Answer]]:
-    for told in objects(path, MAX_LINES):
-        texts = as_dict(told.get("responses")).get(policy)
+def _listed_responses(folder: Path, policy: str, source: str) -> Iterator[tuple[Messages, Answer]]:
+    """Scores stand in a file of their own, line by line, with policies in the same order."""
+    scored = chain(objects(folder / SCORES_FILE, MAX_LINES), repeat({}))
+    for told, scores in zip(objects(folder / RESPONSES_FILE, MAX_LINES), scored, strict=False):
+        responses = as_dict(told.get("responses"))
+        texts = responses.get(policy)
         if isinstance(texts, list) and texts and isinstance(texts[0], str):
-            given = {"reward": told.get("reward"), "held_out_reward": told.get("held_out")}
-            firsts = {name: _first(as_dict(by_policy).get(policy)) for name, by_policy in given.items()}
+            place = list(responses).index(policy)
+            given = {"reward": scores.get("rewards"), "held_out_reward": scores.get("held_out")}
+            firsts = {name: _at(_at(own, place), 0) for name, own in given.items()}
             yield (
                 _messages(told),
                 Answer(texts[0], source, {name: one for name, one in firsts.items() if is_number(one)}),
             )
 
 
-def _first(values: Any) -> Any:
-    return values[0] if isinstance(values, list) and values else None
+def _at(values: Any, place: int) -> Any:
+    return values[place] if isinstance(values, list) and place < len(values) else None
 
 
 def _messages(told: dict[str, Any]) -> Messages:

@@ -56,11 +56,11 @@ def make_comparison_of_policies(project: Project) -> TrainingRun:
         {
             "prompt": prompt(number),
             "responses": {name: [f"{name} to {number}", "again"] for name in ("base", "rlhf")},
-            "held_out": {"base": [0.1, 0.2], "rlhf": [0.3, 0.4]},
         }
         for number in range(NUM_PROMPTS)
     ]
     write_lines(run, "responses.jsonl", rows)
+    write_lines(run, "scores.jsonl", [{"held_out": [[0.1, 0.2], [0.3, 0.4]], "rewards": []}] * NUM_PROMPTS)
     return run
 
 
