@@ -2,26 +2,12 @@ import pytest
 
 from tests.training.factories import make_finished_run
 from tests.training.reports import leave
+from tests.training.trackings import make_curve
 from training.best_of_n_queries import OVER_RANDOM, best_of_n
 from training.plots import Strip
 from training.report_figures import Row
 
 pytestmark = pytest.mark.django_db
-
-
-def make_curve(num_samples=16, **values):
-    numbers = range(1, num_samples + 1)
-    held_out = [0.1 * n - 0.006 * n * n for n in numbers]
-    return {
-        "n": list(numbers),
-        "kl": [0.04 * (n - 1) for n in numbers],
-        "kl_bound": [0.05 * (n - 1) for n in numbers],
-        "reward": [0.1 * n for n in numbers],
-        "reward_interval": [[0.1 * n - 0.1, 0.1 * n + 0.1] for n in numbers],
-        "held_out": held_out,
-        "held_out_interval": [[value - 0.1, value + 0.1] for value in held_out],
-        **values,
-    }
 
 
 def make_sampled(told, **values):

@@ -118,3 +118,19 @@ def make_policies(*paths: str, **values: Any) -> dict[str, Any]:
         "samples": samples,
     }
     return {**report, **values}
+
+
+def make_curve(num_samples: int = 16, **values: Any) -> dict[str, Any]:
+    """What the best of n is worth: the held-out reward bends down from eight or so on."""
+    numbers = range(1, num_samples + 1)
+    held_out = [0.1 * n - 0.006 * n * n for n in numbers]
+    return {
+        "n": list(numbers),
+        "kl": [0.04 * (n - 1) for n in numbers],
+        "kl_bound": [0.05 * (n - 1) for n in numbers],
+        "reward": [0.1 * n for n in numbers],
+        "reward_interval": [[0.1 * n - 0.1, 0.1 * n + 0.1] for n in numbers],
+        "held_out": held_out,
+        "held_out_interval": [[value - 0.1, value + 0.1] for value in held_out],
+        **values,
+    }
