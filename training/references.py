@@ -196,6 +196,8 @@ def _whole(field: str, member: Member) -> str:
 
 def _saved_by_run(field: str, value: str, taken: Taken, user: User) -> str | None:
     if run := _usable_runs(taken, user).filter(name=value).first():
+        if ADAPTER not in taken.files and (run.model_dir / ADAPTER).is_file():
+            raise ConfigError(f"{field}: run {value} has saved an adapter alone; name one that was saved merged")
         return str(run.model_dir.resolve())
     other = runs_of(user).filter(name=value).order_by("-pk").first()
     if other is None:

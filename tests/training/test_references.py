@@ -124,6 +124,14 @@ def test_resolve_model_takes_the_folder_of_an_adapter_as_a_policy(tmp_path):
         resolve(str(tmp_path / "adapter"))
 
 
+def test_resolve_model_takes_an_adapter_that_a_run_saved_as_a_policy_only():
+    run = make_finished_run(kind="sft", name="base")
+    (run.model_dir / "config.json").rename(run.model_dir / "adapter_config.json")
+    assert resolve("base", "policy", "dpo") == str(run.model_dir)
+    with pytest.raises(ConfigError, match=r"^backbone: run base has saved an adapter alone; name one that was saved m"):
+        resolve("base")
+
+
 def test_usable_names_lists_each_once_newest_first():
     for name, kind in [("a", "sft"), ("b", "sft"), ("a", "rejection_sampling"), ("rm", "reward_model")]:
         make_finished_run(name=name, kind=kind)
