@@ -120,7 +120,8 @@ def test_whole_path(page: Page, kitchen: Installation, shoot: Shoot, tmp_path: P
     sign_in(page, kitchen, "staff")
     page.goto(f"{kitchen.base_url}/admin/training/preferenceset/add/")
     page.get_by_label("Project").select_option(label="kitchen")
-    for field, value in {"name": "first", "train": "0.6", "validation": "0.2", "test": "0.2"}.items():
+    shares = {"train": "0.5", "validation": "0.1", "test": "0.15", "guard": "0.25"}
+    for field, value in {"name": "first", **shares}.items():
         page.locator(f"[name={field}]").fill(value)
     page.get_by_role("button", name="Freeze").click()
     expect(page.get_by_text("is frozen")).to_be_visible()
