@@ -12,7 +12,7 @@ from training.plots import Range, Scale, Tick
 
 MAX_TICKS = 5
 SMALLEST_SPAN = 1e-6  # of an axis, as a share of its numbers
-LABEL_WIDTH, LABEL_HEIGHT = 34, 13
+LABEL_WIDTH, LABEL_HEIGHT, LETTER_WIDTH = 34, 13, 5
 LARGE_NUMBER = 1e5
 
 
@@ -165,8 +165,13 @@ class Canvas:
             at = self._across(mark.x), self._down(mark.y)
             if mark.text and not any(_is_near(at, other) for other in taken):
                 taken.append(at)
-                found.append(Place(_text(at[0]), _text(at[1] + self._aside(at[1])), mark.text))
+                found.append(Place(_text(self._inside(at[0], mark.text)), _text(at[1] + self._aside(at[1])), mark.text))
         return found
+
+    def _inside(self, across: float, text: str) -> float:
+        """Where the middle of a text stands that is to be at a place and not to leave the axes."""
+        half = len(text) * LETTER_WIDTH / 2
+        return max(self.frame.left + half, min(self.frame.width - self.frame.right - half, across))
 
     def _aside(self, down: float) -> float:
         """How far from its place a label stands: below, or above where the axis is near."""

@@ -111,7 +111,7 @@ def _chart(curve: Sequence[_Worth]) -> Chart | None:
         x_label="√KL of the best of n to the policy that was sampled",
         y_label="Mean reward",
         marks=[Mark(point.x, point.y.value, point.told.partition(":")[0]) for point in reversed(told.points)],
-        levels=[(first, "random choice")],
+        levels=[(first, "")],
     )
 
 

@@ -48,8 +48,13 @@ def test_scattered_points_have_upright_intervals():
 def test_labels_give_way_to_those_before_them_and_rings_do_not():
     marks = [Mark(5, 0.5, "60 best", is_ringed=True), Mark(5.2, 0.5, "80", is_ringed=True), Mark(0, 0.5, "0")]
     chart = draw([], marks=marks)
-    assert chart.labels == [Place("134.0", "76.0", "60 best"), Place("38.0", "76.0", "0")]
+    assert chart.labels == [Place("134.0", "76.0", "60 best"), Place("40.5", "76.0", "0")]
     assert chart.rings == [Place("134.0", "61.0"), Place("137.8", "61.0")]
+
+
+def test_labels_do_not_leave_the_axes():
+    labels = draw([], marks=[Mark(0, 0.5, "n = 1"), Mark(10, 0.5, "n = 16")]).labels
+    assert [label.x for label in labels] == ["50.5", "215.0"]
 
 
 def test_labels_stand_above_where_the_axis_is_near():

@@ -23,7 +23,7 @@ def test_curve_is_shown_by_powers_of_the_root_of_two_and_at_its_end():
         ("held_out", True, 9),
     ]
     assert found.chart.curves[1].dots[1].text == "n = 2: held-out reward 0.176 [0.076,\u00a00.276]"
-    assert found.chart.levels[0].text == "random choice"
+    assert found.chart.levels[0].y == found.chart.curves[1].dots[0].y
     assert found.chart.about == (
         "Best of n against the square root of its KL: the held-out reward goes from 0.094 for one sample to -0.4 for "
         "20. The figures are in the table."
