@@ -6,7 +6,8 @@ same responses, however their seeds differ. A frozen preference set therefore se
 no reward that selects learns from; several reward models are trained on them here, and their mean grades. The deviation
 between them tells where they guess.
 
-    held_out/preferences.jsonl   those votes, their prompts divided anew: train 70 %, validation 15 %, test 15 %
+    held_out/preferences.jsonl   those votes, their prompts divided anew: 15 % for validation, the others for
+                                 training; and the test split's as they are, or, where there are none, another 15 %
     held_out/1/ …                a run directory for each of the reward models
     held_out/held_out.json       what is known of them, see `HeldOut`
 
@@ -48,10 +49,11 @@ from training.alignment.run_dir import Interrupted, RunDir, StopFlag, write_json
 from training.alignment.scoring import disagreeing
 from training.alignment.sft import Stage
 
-GUARD, VALIDATION, GIVEN = "guard", "validation", "given"
+GUARD, TRAIN, VALIDATION, TEST = "guard", "train", "validation", "test"
+GIVEN = "given"
 FOLDER, PREFERENCES, TOLD = "held_out", "preferences.jsonl", "held_out.json"
 MIN_RANKINGS, MIN_PROMPTS = 20, 3
-SHARE = 0.15  # of the prompts, for validation and for the test each
+SHARE = 0.15  # of the prompts, for validation and, where it takes them, for the test
 NUM_REFERENCE_PROMPTS = 128  # on whose responses the usual spread is measured
 QUANTILE = 0.99
 
@@ -186,7 +188,7 @@ def _with_spread(held_out: HeldOut, path: Path) -> HeldOut:
     """The same, with the usual deviation between its members; they have not learned from the training split."""
     prompts = {
         prompt_key(ranked.prompt): PromptedResponses(ranked.prompt, ranked.responses)
-        for ranked in read_rankings(path, "train")
+        for ranked in read_rankings(path, TRAIN)
     }
     chosen = [prompts[key] for key in in_hash_order(list(prompts), 0)[:NUM_REFERENCE_PROMPTS]]
     has_members = len(held_out.rewards) > 1 or hasattr(held_out.rewards[0], "members")
@@ -216,7 +218,7 @@ class _Training:
         settings = self._settings()
         votes, rankings = self._votes(settings)
         if self.accelerator.is_main_process:
-            self._write(votes, rankings)
+            self._write(votes, rankings, settings.aspects)
         self.accelerator.wait_for_everyone()
         for number, run_dir in enumerate(self.runs):
             self._train(run_dir, dataclasses.replace(settings, seed=settings.seed + number))
@@ -284,16 +286,19 @@ class _Training:
             )
         return votes, found
 
-    def _write(self, votes: str, rankings: Sequence[RankedResponses]) -> None:
+    def _write(self, votes: str, rankings: Sequence[RankedResponses], aspects: Sequence[str]) -> None:
         """The lines of these votes, with the splits that they have here; ties go to the training split."""
         self.folder.mkdir(exist_ok=True)
-        splits = divided([prompt_key(ranked.prompt) for ranked in rankings], self.config.seed)
+        has_test = any(one.is_decided and one.aspect in aspects for one in read_rankings(self.preferences, TEST))
+        splits = divided([prompt_key(one.prompt) for one in rankings], self.config.seed, has_test=has_test)
         kept = []
         with self.preferences.open(encoding="utf-8") as lines:
             for line, ranked in zip(lines, read_rankings(self.preferences), strict=True):
                 if ranked.split == votes:
-                    row = json.loads(line) | {"split": splits.get(prompt_key(ranked.prompt), "train")}
+                    row = json.loads(line) | {"split": splits.get(prompt_key(ranked.prompt), TRAIN)}
                     kept.append(json.dumps(row) + "\n")
+                elif ranked.split == TEST:
+                    kept.append(line.rstrip("\n") + "\n")
         write_whole(self.folder / PREFERENCES, "".join(kept))
 
     def _train(self, run_dir: InnerRunDir, config: RewardModelConfig) -> None:
@@ -319,7 +324,7 @@ class _Training:
 
     def _measure(self, held_out: HeldOut, aspects: Sequence[str]) -> None:
         """Measure the mean on its test votes, and the spread; kept in held_out.json."""
-        test = [one for one in read_rankings(self.folder / PREFERENCES, "test") if one.aspect in aspects]
+        test = [one for one in read_rankings(self.folder / PREFERENCES, TEST) if one.aspect in aspects]
         scored = held_out.score_prompts([PromptedResponses(one.prompt, one.responses) for one in test])
         found = pairwise_accuracy(test, [one.scores for one in scored])
         with_spread = _with_spread(held_out, self.preferences)
@@ -334,12 +339,16 @@ class _Training:
         write_json(self.folder / TOLD, told)
 
 
-def divided(prompts: Sequence[str], seed: int) -> dict[str, str]:
-    """The split of each of several prompts: drawn by hashing, one for validation and one for the test at the least."""
+def divided(prompts: Sequence[str], seed: int, *, has_test: bool = False) -> dict[str, str]:
+    """The split of each of several prompts: drawn by hashing, one for validation at the least, and one for the test.
+
+    Args:
+        has_test: there are votes to test on elsewhere: none is drawn.
+    """
     order = in_hash_order(list(dict.fromkeys(prompts)), seed)
     share = max(1, round(SHARE * len(order)))
-    names = ["validation"] * share + ["test"] * share
-    return dict(zip(order, names + ["train"] * (len(order) - len(names)), strict=False))
+    names = [VALIDATION] * share + ([] if has_test else [TEST] * share)
+    return dict(zip(order, names + [TRAIN] * (len(order) - len(names)), strict=True))
 
 
 def _trained_as(paths: Sequence[str]) -> RewardModelConfig | None:

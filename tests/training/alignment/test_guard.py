@@ -239,3 +239,85 @@ def test_fit_recovers_a_simulated_curve(fit):
 def test_fit_refuses(d, gold, message):
     with pytest.raises(ValueError, match=message):
         fit_best_of_n(d, gold)
+
+
+class VoteWorld:
+    """Best of n by a reward learned from noisy votes, in a world with rare features that do harm.
+
+    A response has 12 common features and, seldom, one of 40 rare ones, all of which are bad. From 800 votes, a quarter
+    of which are the wrong way round, a reward learns most weights well and a few of the rare ones' signs wrongly; the
+    best of many responses are those that show just these. Validators learn from 800 votes of their own, or from
+    samples of the same ones.
+    """
+
+    COMMON, RARE, VOTES, PROMPTS, POOL = 12, 40, 800, 32, 4096
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.truth = np.concatenate([self.rng.normal(0, 0.25, self.COMMON), np.full(self.RARE, -1.0)])
+        own, others = self.votes(), self.votes()
+        x = self.features(self.PROMPTS, self.POOL)
+        order = np.argsort(x @ self.learn(own), axis=1)
+        place = np.arange(1, self.POOL + 1) / self.POOL
+        kept = np.array([place**n - (place - 1 / self.POOL) ** n for n in 2 ** np.arange(13)])
+
+        def best_of_n(weights: np.ndarray) -> np.ndarray:
+            """(13, 32) of each n and prompt: the mean reward by these weights of what the proxy selects."""
+            return kept @ np.take_along_axis(x @ weights, order, axis=1).T
+
+        self.gold = best_of_n(self.truth).mean(1) - (x @ self.truth).mean()
+        self.proxy = best_of_n(self.learn(own)).mean(1)
+        self.validators = {
+            name: best_of_n(np.mean([self.learn(self.redrawn(votes)) for _ in range(3)], axis=0))
+            for name, votes in (("disjoint", others), ("shared", own))
+        }
+
+    def features(self, *shape: int) -> np.ndarray:
+        rare = 3.0 * (self.rng.random((*shape, self.RARE)) < 0.003)
+        return np.concatenate([self.rng.normal(0, 1, (*shape, self.COMMON)), rare], axis=-1)
+
+    def votes(self) -> np.ndarray:
+        """(800, 52) features of the better response less those of the worse, as the votes have it."""
+        difference = self.features(self.VOTES) - self.features(self.VOTES)
+        is_first = self.rng.random(self.VOTES) < 1 / (1 + np.exp(-difference @ self.truth))
+        is_flipped = self.rng.random(self.VOTES) < 0.25
+        return difference * np.where(is_first ^ is_flipped, 1, -1)[:, None]
+
+    def redrawn(self, votes: np.ndarray) -> np.ndarray:
+        return votes[self.rng.integers(0, len(votes), len(votes))]
+
+    def learn(self, votes: np.ndarray) -> np.ndarray:
+        """The weights of Bradley-Terry, by Newton's method with a slight ridge."""
+        weights = np.zeros(votes.shape[1])
+        for _ in range(15):
+            p = 1 / (1 + np.exp(votes @ weights))
+            curvature = (votes * (p * (1 - p))[:, None]).T @ votes + 0.3 * np.eye(len(weights))
+            weights += np.linalg.solve(curvature, votes.T @ p - 0.3 * weights)
+        return weights
+
+    def watched(self, name: str) -> tuple[Guard, float]:
+        """A guard that sees n = 1, 2, 4, …, and the true reward at its best check as a share of the highest."""
+        values = self.validators[name]
+        checks = [check(step, float(self.proxy[step]), row.tolist()) for step, row in enumerate(values)]
+        guard = Guard(patience=3, mode="alarm")
+        for one in checks:
+            guard.see(one)
+        return guard, self.gold[guard.best.step] / self.gold.max()
+
+
+@pytest.mark.slow  # five seconds
+def test_validators_on_votes_of_their_own_find_the_peak_and_those_that_share_votes_do_not():
+    # measured: the best check is within 5 % of the peak in 62 and 4 % of worlds, and there is an alarm in 71 and 0 %,
+    # where the fall begins early enough; the best of 4,096 are worse than responses are on average, by more than the
+    # peak was better
+    worlds = [VoteWorld(seed) for seed in range(24)]
+
+    found = {name: [world.watched(name) for world in worlds] for name in ("disjoint", "shared")}
+
+    near = {name: np.mean([kept >= 0.95 for _, kept in own]) for name, own in found.items()}
+    alarms = {name: np.mean([guard.alarm is not None for guard, _ in own]) for name, own in found.items()}
+    assert near["disjoint"] >= 0.55
+    assert near["shared"] <= 0.1
+    assert alarms["disjoint"] >= 0.6
+    assert alarms["shared"] <= 0.1
+    assert np.mean([world.gold[-1] for world in worlds]) < -1

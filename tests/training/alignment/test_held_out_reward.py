@@ -89,9 +89,12 @@ def test_trains_on_the_votes_set_aside_and_on_no_others(trained, preferences):
 
     rows = read(run_dir.path / "held_out" / "preferences.jsonl")
     given = [row for row in read(preferences) if row["split"] == "guard"]
-    assert [row | {"split": "guard"} for row in rows] == given
-    splits = {row["prompt"][0]["content"]: row["split"] for row in rows}
-    assert sorted(splits.values()) == ["test"] * 3 + ["train"] * 14 + ["validation"] * 3
+    assert [row | {"split": "guard"} for row in rows if row["split"] != "test"] == given
+    assert [row for row in rows if row["split"] == "test"] == [
+        row for row in read(preferences) if row["split"] == "test"
+    ]
+    splits = {row["prompt"][0]["content"]: row["split"] for row in rows if row["split"] != "test"}
+    assert sorted(splits.values()) == ["train"] * 17 + ["validation"] * 3
     configs = [RunDir(run_dir.path / "held_out" / name).config() for name in ("1", "2")]
     assert all(isinstance(config, RewardModelConfig) for config in configs)
     assert [config.seed for config in configs] == [6, 7]
@@ -222,12 +225,14 @@ def test_notes_that_the_optimised_reward_knows_the_prompts(prepare, preferences,
 def test_older_set_without_a_guard_split_serves_by_its_validation_split(
     prepare, preferences, tmp_path, accelerator, settings
 ):
-    path = relabelled(preferences, tmp_path / "old.jsonl", {"guard": "validation"})
+    path = relabelled(preferences, tmp_path / "old.jsonl", {"guard": "validation", "test": "train"})
     config, run_dir = prepare(preferences=str(path), num_guards=1)
 
     held_out = held_out_reward(config, run_dir, accelerator, StopFlag(), STAGE)
 
     assert held_out.votes == "validation"
+    rows = read(run_dir.path / "held_out" / "preferences.jsonl")
+    assert len({row["prompt"][0]["content"] for row in rows if row["split"] == "test"}) == 3
 
 
 def test_too_few_votes_are_refused_in_words(prepare, tmp_path, accelerator):
@@ -281,7 +286,7 @@ def test_given_reward_that_learned_from_the_same_votes_is_noted(prepare, trained
     held_out = held_out_reward(config, run_dir, accelerator, StopFlag(), STAGE)
 
     assert held_out.note == (
-        "The held-out reward has learned from judgments on 14 of the prompts that the optimised reward has learned "
+        "The held-out reward has learned from judgments on 17 of the prompts that the optimised reward has learned "
         "from: it may share its errors."
     )
 
@@ -292,6 +297,7 @@ def test_prompts_are_divided_by_hashing():
     assert sorted(found.values()) == ["test"] * 2 + ["train"] * 6 + ["validation"] * 2
     assert divided([str(number) for number in reversed(range(10))], seed=0) == found
     assert sorted(divided(["a", "b", "c"], 0).values()) == ["test", "train", "validation"]
+    assert sorted(divided(["a", "b", "c"], 0, has_test=True).values()) == ["train", "train", "validation"]
 
 
 def test_parts_of_a_stage_follow_each_other():
