@@ -26,7 +26,7 @@ Context = dict[str, Any] | None
 
 
 class ContestAdmin(PageAdmin):
-    list_display = ("contest", "run_link", "project", "num_wanted", "sent", "state")
+    list_display = ("contest", "run_link", "project", "votes_wanted", "sent", "state")
     list_display_links = ("contest",)
     list_filter = (("project", ProjectFilter),)
     list_select_related = ("run", "project", "created_by")
@@ -60,6 +60,10 @@ class ContestAdmin(PageAdmin):
     def run_link(self, contest: Contest) -> SafeString:
         url = reverse("admin:training_trainingrun_change", args=[contest.run_id])
         return format_html('<a href="{}">{}</a>', url, contest.run)
+
+    @admin.display(description="votes wanted", ordering="num_wanted")
+    def votes_wanted(self, contest: Contest) -> int:
+        return contest.num_wanted
 
     @admin.display(description="sent", ordering="created_at")
     def sent(self, contest: Contest) -> str:

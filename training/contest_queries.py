@@ -9,21 +9,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from django.db.models import QuerySet
 
 from annotate.models import OPEN, OVERALL, Annotator, Comparison, Judgment, Project
 from annotate.stats import bias, sequential
 from annotate.stats.sequential import Course
 from training import contest_samples, contest_services, plots, queries
 from training.alignment.config import split_names
-from training.models import Contest, TrainingRun
+from training.alignment_queries import clean, conversation, summary
+from training.models import Contest, ContestPair, TrainingRun
 from training.plots import Axes, Plot, Range, Scale, Tick
 from training.report_figures import Row, as_dict, figure, is_number, points, share
 
 CLAIM = 1 / sequential.ALPHA
 LOWEST, HIGHEST = 0.01, 1e6  # e-values that the picture has room for
 NUM_CORNERS = 400
+NUM_SURPRISES = 8
+OPTIMISED = "reward"
 REWARDS = {
-    "reward": ("The optimised reward", "reward_model"),
+    OPTIMISED: ("The optimised reward", "reward_model"),
     "held_out_reward": ("The held-out reward", "held_out_reward_model"),
 }
 HUMAN_HELP = "Of the votes that are no ties, one for each prompt. The interval holds whenever one looks or stops."
@@ -34,10 +38,23 @@ FORESEEN_HELP = "How often it gives the new policy's answer more, of all pairs s
 class Vote:
     """The first judgment of a pair: 1 for the challenger, -1 for the opponent, 0 for a tie."""
 
+    comparison: int
     outcome: int
     scores: Mapping[str, Sequence[float]]
     annotator: int
     is_simulated: bool
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """A pair of which people and the optimised reward say the opposite; `scores` are of the challenger and opponent."""
+
+    summary: str
+    prompt: str
+    challenger: str
+    opponent: str
+    scores: tuple[str, str]
+    is_won: bool
 
 
 @dataclass(frozen=True)
@@ -57,6 +74,7 @@ class Verdict:
     p_value: str
     num_open: int
     facts: list[tuple[str, str]]
+    surprises: list[Surprise]
 
 
 def verdict(contest: Contest, user: Any = None) -> Verdict:
@@ -65,7 +83,8 @@ def verdict(contest: Contest, user: Any = None) -> Verdict:
     votes = _votes(contest, {comparison: own for comparison, *own in asked})
     decided = [vote for vote in votes if vote.outcome]
     known = sequential.course([vote.outcome > 0 for vote in decided])
-    num_open = Comparison.objects.filter(OPEN, contest_pairs__contest=contest).count()
+    still_open = Comparison.objects.filter(OPEN, contest_pairs__contest=contest)
+    num_open = still_open.exclude(pk__in=_judged(contest).values("comparison")).count()
     accuracies = _accuracies(contest.run, user)
     win_rates = [_human(known), *_foreseen([scores for *_, scores in asked])]
     agreement = _agreement(decided, accuracies)
@@ -86,6 +105,7 @@ def verdict(contest: Contest, user: Any = None) -> Verdict:
         p_value="below 0.001" if known.p_value < 0.001 else f"{known.p_value:.3f}",
         num_open=num_open,
         facts=_facts(contest, votes, len(decided), len(asked), num_open),
+        surprises=_surprises(contest, decided),
     )
 
 
@@ -99,14 +119,17 @@ def _row(label: str, found: Range | None, help: str, scale: Scale) -> Row:
 
 def _votes(contest: Contest, pairs: dict[int, list[Any]]) -> list[Vote]:
     """The first judgment of each pair, in the order in which they were made."""
-    judged = Judgment.objects.filter(comparison__contest_pairs__contest=contest, aspect=OVERALL, repeat=0)
     votes: dict[int, Vote] = {}
-    rows = judged.order_by("pk").values_list("comparison", "ranking", "annotator", "annotator__kind")
+    rows = _judged(contest).order_by("pk").values_list("comparison", "ranking", "annotator", "annotator__kind")
     for comparison, ranking, annotator, kind in rows:
         if comparison not in votes and (outcome := _outcome(ranking, *pairs[comparison][:2])) is not None:
             is_simulated = kind == Annotator.Kind.SIMULATED
-            votes[comparison] = Vote(outcome, as_dict(pairs[comparison][2]), annotator, is_simulated)
+            votes[comparison] = Vote(comparison, outcome, as_dict(pairs[comparison][2]), annotator, is_simulated)
     return list(votes.values())
+
+
+def _judged(contest: Contest) -> QuerySet[Judgment]:
+    return Judgment.objects.filter(comparison__contest_pairs__contest=contest, aspect=OVERALL, repeat=0)
 
 
 def _outcome(ranking: Sequence[Sequence[int]], challenger: int, opponent: int) -> int | None:
@@ -153,7 +176,7 @@ def _next_step(contest: Contest, known: Course, num_votes: int, num_open: int, *
         f"Go on: about {round(more / share_decided):,} votes more" if more else "Go on: no number of votes in sight"
     )
     if more and more / share_decided > num_open:
-        return f"{wanted}. Only {num_open:,} of its pairs are open."
+        return f"{wanted}. Only {num_open:,} pairs wait for one."
     return f"{wanted}."
 
 
@@ -201,9 +224,33 @@ def _agreement(decided: Sequence[Vote], accuracies: Mapping[str, Range]) -> list
             found = _share([sign == outcome for sign, outcome in signs])
             rows.append((f"{label} on these pairs", found, f"{len(signs):,} votes on this policy's own answers."))
             if name in accuracies:
-                told = "On held-out judgments of its preference set. Less here: the policy has left what it knows."
+                told = "On held-out judgments. Where it is higher, the policy has left what the reward knows."
                 rows.append((f"{label} when it was made", accuracies[name], told))
     return rows
+
+
+def _surprises(contest: Contest, decided: Sequence[Vote]) -> list[Surprise]:
+    """Those of which the reward was surest."""
+    opposite = [vote for vote in decided if _sign(vote.scores.get(OPTIMISED)) == -vote.outcome]
+    surest = sorted(opposite, key=lambda vote: -abs(vote.scores[OPTIMISED][0] - vote.scores[OPTIMISED][1]))
+    shown = {vote.comparison: vote for vote in surest[:NUM_SURPRISES]}
+    related = ("comparison__prompt", "challenger", "opponent")
+    pairs = contest.pairs.filter(comparison__in=shown).select_related(*related)
+    by_comparison = {pair.comparison_id: pair for pair in pairs}
+    return [_surprise(by_comparison[comparison], vote) for comparison, vote in shown.items()]
+
+
+def _surprise(pair: ContestPair, vote: Vote) -> Surprise:
+    messages = pair.comparison.prompt.messages
+    challenger, opponent = (f"{score:.3g}" for score in vote.scores[OPTIMISED])
+    return Surprise(
+        summary(messages),
+        clean(conversation(messages)),
+        clean(pair.challenger.content),
+        clean(pair.opponent.content),
+        (challenger, opponent),
+        is_won=vote.outcome > 0,
+    )
 
 
 def _sign(scores: Any) -> int:
@@ -242,7 +289,7 @@ def _facts(
         ("Ties", f"{len(votes) - num_decided:,}"),
         ("Annotators", f"{len({vote.annotator for vote in votes}):,}"),
         ("Pairs sent", f"{num_asked:,} of {contest.num_prompts:,}"),
-        ("Of those still open", f"{num_open:,}"),
+        ("Waiting for a vote", f"{num_open:,}"),
     ]
     if contest.num_identical:
         facts.append(("Prompts with the same answer twice", f"{contest.num_identical:,}: ties, nobody is asked"))

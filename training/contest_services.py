@@ -90,8 +90,9 @@ def _store_some(contest: Contest, pairs: Sequence[Pair]) -> None:
     """Prompts, responses and comparisons as if they were imported; what is there already is used."""
     import_rows(project=contest.project, rows=[_row(pair) for pair in pairs])
     digests = [_digests(pair) for pair in pairs]
-    in_project = Comparison.objects.filter(project=contest.project)
-    comparisons = dict(in_project.filter(digest__in=[one.comparison for one in digests]).values_list("digest", "pk"))
+    own = Comparison.objects.filter(project=contest.project, digest__in=[one.comparison for one in digests])
+    own.filter(num_taken=0).update(num_wanted=1)  # only first votes count, whatever the project asks of others
+    comparisons = dict(own.values_list("digest", "pk"))
     answers = Response.objects.filter(
         prompt__project=contest.project, prompt__digest__in=[one.prompt for one in digests]
     )
@@ -100,12 +101,12 @@ def _store_some(contest: Contest, pairs: Sequence[Pair]) -> None:
         [
             ContestPair(
                 contest=contest,
-                comparison_id=comparisons[own.comparison],
-                challenger_id=responses[own.prompt, own.challenger],
-                opponent_id=responses[own.prompt, own.opponent],
+                comparison_id=comparisons[one.comparison],
+                challenger_id=responses[one.prompt, one.challenger],
+                opponent_id=responses[one.prompt, one.opponent],
                 scores=pair.scores,
             )
-            for pair, own in zip(pairs, digests, strict=True)
+            for pair, one in zip(pairs, digests, strict=True)
         ],
         ignore_conflicts=True,
     )

@@ -191,6 +191,8 @@ class _Sources(_Tree):
     def _model(self, role: str, path: str) -> Node:
         if path in self.graph.saved:
             return self.of_run(self.graph.saved[path], role)
+        if path == references.NEW_TINY:
+            return Node(role, "a tiny model", "made new, with weights drawn by chance")
         if path in self.graph.members:
             return Node(role, self.graph.members[path], "registered reward")
         return Node(role, "/".join(path.rstrip("/").split("/")[-2:])[:NAME_LENGTH], "made elsewhere")

@@ -196,6 +196,16 @@ def test_sending_makes_blind_comparisons_once():
     assert set(Comparison.objects.values_list("num_wanted", flat=True)) == {1}
 
 
+def test_one_vote_is_asked_of_each_pair_whatever_the_project_asks_of_others():
+    project = make_project(overlap=3)
+    contest = send(make_policy(project=project, num_prompts=2)).contest
+    judge(contest, "w")
+    assert list(Comparison.objects.values_list("num_wanted", flat=True)) == [1, 1]
+    annotate_services.set_overlap(project=project, overlap=2)
+    told = contest_queries.verdict(contest)
+    assert told.num_open == 1
+
+
 def test_pairs_come_first_and_in_the_order_of_the_contest():
     project = make_project(strategy="informative", random_share=0.0)
     make_comparison(project=project, priority=5.0)
@@ -248,7 +258,7 @@ def test_closing_asks_nobody_any_more_and_sending_again_opens():
     assert contest_services.close(contest=contest) == 0
 
     again = send(run)
-    assert (again.contest.closed_at, again.asked.num_further) == (None, 2)
+    assert (again.contest.closed_at, again.asked.num_open) == (None, 2)
     assert annotate_services.lease_next(project=run.project, annotator=make_annotator()) is not None
 
 
@@ -268,7 +278,7 @@ def test_votes_are_first_judgments_and_ties_are_left_out():
         "Ties": "1",
         "Annotators": "1",
         "Pairs sent": "5 of 5",
-        "Of those still open": "2",
+        "Waiting for a vote": "2",
     }
     assert (told.words, told.is_enough, told.num_open) == ("Nothing shows yet.", False, 2)
     assert told.win_rates[0].text.startswith("50.0% [")
@@ -293,7 +303,7 @@ def test_verdict_in_words(outcomes, words):
 
 def test_verdict_says_how_many_votes_more():
     contest = send(make_policy(), points=10.0).contest
-    assert contest_queries.verdict(contest).next_step == "Go on: about 226 votes more. Only 12 of its pairs are open."
+    assert contest_queries.verdict(contest).next_step == "Go on: about 226 votes more. Only 12 pairs wait for one."
     judge(contest, "www")
     contest_services.close(contest=contest)
     contest.refresh_from_db()
@@ -332,6 +342,18 @@ def test_verdict_stands_beside_what_rewards_foresaw():
     assert told.agreement[0].text.startswith("75.0% [")
     assert told.agreement[1].text == "80.0% [75.0,\u00a085.0]"
     assert told.agreement[3].text == "70.0%"
+
+
+def test_pairs_on_which_people_say_the_opposite_are_shown():
+    contest = send(make_policy(num_prompts=3)).contest
+    judge(contest, "wlt")
+    lost = contest.pairs.all()[1]
+    question = lost.comparison.prompt.messages[0]["content"]
+    assert contest_queries.verdict(contest).surprises == [
+        contest_queries.Surprise(
+            question, question, lost.challenger.content, lost.opponent.content, ("1", "0"), is_won=False
+        )
+    ]
 
 
 def test_votes_flow_into_the_next_preference_set():
@@ -393,23 +415,23 @@ def test_page_shows_how_many_votes_it_takes_and_sends(staff: Client):
 
 def test_page_tells_the_verdict(staff: Client):
     contest = send(make_policy(num_prompts=14)).contest
-    judge(contest, "w" * 12)
+    judge(contest, "w" * 12 + "l")
     response = staff.get(url("change", contest.pk))
     page = response.content.decode()
     for words in (
         "People like best-of-16 better. That is decided since vote 12.",
         "Enough: what is left can be closed.",
-        "12 of 14 pairs are judged.",
-        "100.0% [",
+        "13 of 14 pairs are judged.",
+        "Where people say the opposite of the optimised reward",
         "<polyline",
-        "Close the 2 left",
+        "Close the 1 left",
         "Freeze the next preference set",
         f'href="{reverse("annotate:next", args=[contest.project_id])}"',
     ):
         assert words in page
     assert inline(response.content) == []
     closed = staff.post(url("close", contest.pk), follow=True).content.decode()
-    assert "Closed: 2 comparisons are asked no more." in closed
+    assert "Closed: 1 comparisons are asked no more." in closed
     assert "Open again, or ask for more" in closed
 
 
