@@ -13,6 +13,8 @@ from tests.training.scratch import Home, home
 from training import export
 from training.models import PreferenceSet, TrainingRun
 
+SAVED = {"base": "sft", "rm": "reward_model"}
+
 
 @pytest.fixture
 def scratch(tmp_path: Path) -> Iterator[Home]:
@@ -75,6 +77,43 @@ def test_launch_queues_a_run_and_prints_its_directory(capsys):
     run = TrainingRun.objects.get(name="rm1")
     assert capsys.readouterr().out == f"Run {run.pk}: {run.run_dir}\n"
     assert (run.status, run.preference_set, run.config["num_epochs"]) == ("queued", frozen, 2.0)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("sft", ["policy=base", "responses=edited"]),
+        ("rejection_sampling", ["policy=base", "reward_model=rm", "num_shards=10", "num_rounds=3"]),
+        ("rlhf", ["policy=base", "reward_model=rm, org/other", "algorithm=grpo", "kl_placement=loss"]),
+        ("dpo", ["policy=base", "reference_policy=base", "loss=robust"]),
+        ("compare_policies", ["policies=base, org/policy"]),
+    ],
+)
+def test_launch_queues_what_aligns_a_policy_and_compares_it(kind, values):
+    make_preference_set(name="first")
+    folders = {name: str(make_finished_run(kind=of, name=name).model_dir) for name, of in SAVED.items()}
+    call_command("launch", kind, "run", "preference_set=first", *values)
+    run = TrainingRun.objects.get(name="run")
+    told = dict(value.split("=") for value in values)
+    expected = {key: ", ".join(folders.get(name, name) for name in value.split(", ")) for key, value in told.items()}
+    assert (run.status, run.kind) == ("queued", kind)
+    assert {key: str(run.config[key]) for key in told} == expected
+
+
+@pytest.mark.django_db
+def test_launch_samples_from_a_file(tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": [{"role": "user", "content": "Question?"}]}\n')
+    call_command("launch", "sample", "some", f"prompts={tmp_path / 'prompts.jsonl'}", "policy=org/policy")
+    run = TrainingRun.objects.get()
+    assert (run.preference_set, run.project, run.parent) == (None, None, None)
+    told = {name: run.config[name] for name in ("prompts", "policy", "reward_model", "output")}
+    assert told == {
+        "prompts": str(tmp_path / "prompts.jsonl"),
+        "policy": "org/policy",
+        "reward_model": "",
+        "output": "samples.jsonl",
+    }
 
 
 @pytest.mark.django_db

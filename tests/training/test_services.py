@@ -13,7 +13,7 @@ from annotate.models import Annotator, Figures
 from tests.factories import make_comparison, make_judgment, make_project
 from tests.training.factories import BACKBONE, make_finished_run, make_judged_project, make_preference_set, make_run
 from training import launch, services
-from training.alignment.config import ConfigError
+from training.alignment.config import CONFIGS, ConfigError
 from training.models import Metric, PreferenceSet, TrainingRun
 
 pytestmark = pytest.mark.django_db
@@ -134,6 +134,10 @@ def test_freeze_refuses_unfit_fractions(fractions):
 
 
 # create_run
+
+
+def test_every_kind_of_run_has_a_name_and_a_configuration():
+    assert sorted(TrainingRun.Kind.values) == sorted(CONFIGS)
 
 
 def test_create_run_queues_checked_configuration(django_capture_on_commit_callbacks):
