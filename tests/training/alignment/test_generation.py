@@ -1,8 +1,33 @@
+import itertools
+import sys
+from collections import Counter
+from types import ModuleType, SimpleNamespace
+from typing import ClassVar
+
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from peft import LoraConfig, get_peft_model
+from scipy.stats import chisquare
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GenerationConfig,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
-from training.alignment.generation import _InverseCdf, sample
+from tests.training.alignment import enumerable
+from training.alignment import generation, vllm_engine
+from training.alignment.config import ConfigError, SampleConfig
+from training.alignment.decoding import Response, can_decode, decode, warp
+from training.alignment.generation import Generated, Generator, _InverseCdf, generate_ids, sample, texts
 
 PROMPTS = [
     [{"role": "user", "content": "Eggs?"}],
@@ -112,3 +137,242 @@ def test_a_long_prompt_loses_its_beginning(policy):
     assert len(sample(*policy, [long], 1, **SETTINGS)[0][0]) > 0
     with pytest.raises(ValueError, match="max_new_tokens: 512 leaves no room for a prompt"):
         sample(*policy, PROMPTS, 1, seed=0, max_new_tokens=512)
+
+
+# The law
+
+
+LAWS = [(1.0, 1.0), (0.7, 1.0), (1.0, 0.9)]
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), LAWS)
+def test_responses_follow_the_law_of_the_model(temperature, top_p):
+    """A Llama over five tokens, one of which ends: the 1 + 4 + 16 + 64 responses of at most three tokens."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=5, **sizes, initializer_range=0.6)).eval()
+    prompts = [(1, 2, 3), (4,)]
+    expected = {prompt: law_of(model, prompt, temperature, top_p) for prompt in prompts}
+    uniforms = torch.rand(2, 4000, 3, generator=torch.Generator().manual_seed(1)).tolist()
+    responses = [Response(one, own) for one, all_own in zip(prompts, uniforms, strict=True) for own in all_own]
+
+    decode(model, responses, ends={0}, temperature=temperature, top_p=top_p, batch_size=500)
+
+    for prompt in prompts:
+        counts = Counter(tuple(one.ids) for one in responses if one.prompt == prompt)
+        assert set(counts) <= {ids for ids, chance in expected[prompt].items() if chance}
+        assert p_value(counts, expected[prompt], 4000) > 0.01
+    assert all(one.is_ended == (len(one.ids) < 3) for one in responses)
+
+
+@torch.no_grad()
+def law_of(model, prompt, temperature, top_p) -> dict[tuple[int, ...], float]:
+    def chances(ids):
+        logits = model(torch.tensor([[*prompt, *ids]])).logits[:, -1].float()
+        return warp(logits, temperature, top_p).double().softmax(-1)[0].tolist()
+
+    found = {}
+    for length in range(4):
+        for ids in itertools.product(range(1, 5), repeat=length):
+            chance = np.prod([chances(ids[:place])[token] for place, token in enumerate(ids)])
+            found[ids] = float(chance * (chances(ids)[0] if length < 3 else 1))
+    assert sum(found.values()) == pytest.approx(1, abs=1e-6)
+    return found
+
+
+def test_a_model_without_a_cache_follows_its_law_too(tmp_path):
+    folder = enumerable.enumerable_lm(tmp_path, seed=1)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    prompt = enumerable.PROMPTS[1]
+    expected = dict(zip(enumerable.RESPONSES, enumerable.law(model, tokenizer, prompt).tolist(), strict=True))
+
+    found = sample(model, tokenizer, [prompt], 4000, seed=0, max_new_tokens=enumerable.MAX_NEW_TOKENS, batch_size=2000)
+
+    assert not can_decode(model)
+    assert p_value(Counter(found[0]), expected, 4000) > 0.01
+
+
+def p_value(counts, law, num_samples) -> float:
+    """Of the chi-square test; what is expected less than five times is counted together."""
+    rare = {one for one, chance in law.items() if chance * num_samples < 5}
+    kept = [one for one in law if one not in rare]
+    expected = [law[one] * num_samples for one in kept]
+    observed = [counts[one] for one in kept]
+    if (left := sum(law[one] for one in rare) * num_samples) > 1:
+        expected.append(left)
+        observed.append(sum(counts[one] for one in rare))
+    return float(chisquare(observed, np.array(expected) * sum(observed) / sum(expected)).pvalue)
+
+
+# The cache
+
+
+SIZES = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+ENDS = {"eos_token_id": 2, "bos_token_id": 1}
+KINDS = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, **HEADS, **ENDS)),
+    "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES, **ENDS, num_attention_heads=4)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, **HEADS, **ENDS, sliding_window=8)),
+    "gemma": lambda: Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            **SIZES, **HEADS, **ENDS, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_responses_are_those_of_generate(policy, kind, monkeypatch):
+    torch.manual_seed(0)
+    model, tokenizer = KINDS[kind](), policy[1]
+    for weight in model.parameters():
+        weight.data *= 3  # or everything is about equally likely, whatever came before
+    model.generation_config.eos_token_id = list(range(2, 40))  # about every eighth token ends
+    options = {"seed": 0, "max_new_tokens": 24, "batch_size": 4}
+    usual = model.config._attn_implementation
+
+    assert can_decode(model)
+    found = generate_ids(model, tokenizer, PROMPTS, 5, **options)
+
+    assert model.config._attn_implementation == usual
+    monkeypatch.setattr(generation, "can_decode", lambda model: False)
+    assert found == generate_ids(model, tokenizer, PROMPTS, 5, **options)
+    assert sum(one.is_ended for own in found for one in own) > 5
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own, of transformers 4
+def test_adapters_are_sampled_with(policy, llama_folder):
+    plain, tokenizer = policy
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(llama_folder), LoraConfig(target_modules="all-linear", r=2)
+    )
+    assert sample(adapted, tokenizer, PROMPTS, 2, **SETTINGS) == sample(plain, tokenizer, PROMPTS, 2, **SETTINGS)
+
+    torch.manual_seed(0)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_()
+    changed = sample(adapted, tokenizer, PROMPTS, 2, **SETTINGS)
+
+    assert changed != sample(plain, tokenizer, PROMPTS, 2, **SETTINGS)
+    assert changed == sample(adapted.merge_and_unload(), tokenizer, PROMPTS, 2, **SETTINGS)
+
+
+def test_tokens_say_whether_a_response_ended(policy):
+    generated = generate_ids(*policy, PROMPTS, 20, seed=0, max_new_tokens=64)
+
+    assert all(one.is_ended == (len(one.ids) < 64) for own in generated for one in own)
+    assert 0 < sum(one.is_ended for own in generated for one in own) < 60
+    assert texts(policy[1], generated) == sample(*policy, PROMPTS, 20, seed=0, max_new_tokens=64)
+
+
+# The backends
+
+
+CONFIG = SampleConfig(max_new_tokens=12, max_length=512)
+
+
+def test_a_generator_samples_as_its_configuration_says(policy, llama_folder):
+    expected = sample(*policy, PROMPTS, 3, **SETTINGS)
+
+    generator = Generator(llama_folder, None, CONFIG, "cpu")
+
+    assert (generator.name, generator.sample(PROMPTS, 3, seed=3)) == ("transformers, continuous batches", expected)
+    assert Generator(*policy, CONFIG, "cpu").sample(PROMPTS, 3, seed=3) == expected
+
+
+def test_a_generator_turns_to_another_policy(policy, llama_folder, gpt2_folder, tmp_path):
+    generator = Generator(llama_folder, None, CONFIG, "cpu")
+    before = generator.sample(PROMPTS, 2, seed=3)
+    other = AutoModelForCausalLM.from_pretrained(llama_folder)
+    for weight in other.parameters():
+        weight.data = weight.data.flip(0)
+
+    generator.refresh(other)
+
+    assert generator.sample(PROMPTS, 2, seed=3) == sample(other, policy[1], PROMPTS, 2, **SETTINGS) != before
+
+
+def test_a_generator_of_a_model_without_a_cache_says_so(tmp_path):
+    generator = Generator(enumerable.enumerable_lm(tmp_path), None, CONFIG, "cpu")
+
+    assert generator.name == "transformers, generate"
+
+
+def test_vllm_is_refused_where_it_is_not(llama_folder):
+    config = SampleConfig(backend="vllm")
+
+    with pytest.raises(ConfigError, match="backend: vLLM is not installed here, or there is no GPU"):
+        Generator(llama_folder, None, config, "cpu")
+
+
+class StandIn:
+    """Answers as vLLM does, by what each request's seed says, and keeps what it was asked."""
+
+    engines: ClassVar[list["StandIn"]] = []
+
+    def __init__(self, **options):
+        self.tokenizer = AutoTokenizer.from_pretrained(options["model"])
+        self.weights = AutoModelForCausalLM.from_pretrained(options.pop("model")).state_dict()
+        self.options, self.asked = options, []
+        self.engines.append(self)
+
+    def generate(self, prompts, sampling_params, use_tqdm):
+        self.asked += zip(prompts, sampling_params, strict=True)
+        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=self.answer(one))]) for one in sampling_params]
+
+    def answer(self, one):
+        tokens = [20 + one.seed % 97, 20 + one.seed % 89]
+        return [*tokens, *one.stop_token_ids] if one.seed % 2 else tokens
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    module = ModuleType("vllm")
+    module.LLM, module.SamplingParams = StandIn, SimpleNamespace
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setattr(vllm_engine.importlib.metadata, "version", lambda name: "0.99")
+    monkeypatch.setattr(generation, "has_vllm", lambda device: True)
+    StandIn.engines.clear()
+    return StandIn.engines
+
+
+def test_vllm_is_given_each_response_as_a_request_with_a_seed_of_its_own(policy, llama_folder, stand_in):
+    generator = Generator(llama_folder, None, SampleConfig(max_new_tokens=12, max_length=500, top_p=0.9), "cpu")
+    told = []
+    found = generator.generate_ids(PROMPTS, 3, 5, progress=lambda done, total: told.append((done, total)))
+
+    assert (generator.name, told) == ("vLLM 0.99", [(9, 9)])
+    (engine,) = stand_in
+    assert engine.options == {
+        "dtype": "bfloat16",
+        "max_model_len": 500,
+        "gpu_memory_utilization": 0.5,
+        "enable_prefix_caching": True,
+        "trust_remote_code": False,
+    }
+    assert [len(engine.tokenizer.decode(prompt["prompt_token_ids"])) > 10 for prompt, _ in engine.asked] == [True] * 9
+    asked = [params for _, params in engine.asked]
+    assert len({params.seed for params in asked}) == 9
+    assert {(one.temperature, one.top_p, one.max_tokens, one.detokenize) for one in asked} == {(1.0, 0.9, 12, False)}
+    flat = [one for own in found for one in own]
+    assert flat == [Generated([20 + one.seed % 97, 20 + one.seed % 89], one.seed % 2 == 1) for one in asked]
+    backwards = generator.generate_ids(PROMPTS[::-1], 2, 5)[::-1]
+    assert backwards == [own[:2] for own in found]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own, of transformers 4
+def test_vllm_gets_a_policy_in_training_as_it_is(policy, llama_folder, stand_in):
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(llama_folder), LoraConfig(target_modules=["q_proj"]))
+    projection = adapted.get_base_model().model.layers[0].self_attn.q_proj
+    generator = Generator(adapted, policy[1], CONFIG, "cpu")
+    projection.lora_B["default"].weight.data.fill_(0.1)
+
+    generator.refresh(adapted)
+
+    first, second = (engine.weights["model.layers.0.self_attn.q_proj.weight"] for engine in stand_in)
+    change = projection.get_delta_weight("default")
+    assert torch.equal(first, policy[0].model.layers[0].self_attn.q_proj.weight)
+    torch.testing.assert_close(second, first + change)
+    assert torch.equal(projection.base_layer.weight, first)
