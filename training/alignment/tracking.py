@@ -126,7 +126,7 @@ class Tracker:
         return self.guard.best.step
 
     def check(self, step: int, model: Any, tokenizer: PreTrainedTokenizerBase) -> Alarm | None:
-        """Check the policy as it is after `step`; the alarm, where this check raises the first.
+        """Check the policy as it is after `step`; the alarm, where there is one by then.
 
         All processes call it with the whole model. A step that has been checked is not checked again. Steps rise.
 
@@ -143,7 +143,7 @@ class Tracker:
                 self._write(check, answered)
             self._see(check)
             self.accelerator.wait_for_everyone()
-        return self.alarm if self.alarm is not None and self.alarm.step == step else None
+        return self.alarm if self.alarm is not None and self.alarm.step <= step else None
 
     def result(self, step: int) -> dict[str, Any]:
         """What an aligned run's result says of the policy after `step`, which is the one that is saved, and of step 0.

@@ -1,6 +1,10 @@
+import dataclasses
 import json
 import math
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +28,8 @@ from training.alignment.policy_comparison import (
     shown,
 )
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag
+
+ROOT = Path(__file__).parents[3]
 
 
 def read(path: Path) -> list[dict]:
@@ -271,6 +277,37 @@ def test_adapters_are_compared_like_any_policy(compare, policies, llama_folder, 
     assert told["policies"][1]["kl"]["value"] > 0.01
     assert told["policies"][2]["kl"] is None  # of other tokens
     assert told["backend"] == "transformers, continuous batches, transformers, generate"
+
+
+@pytest.mark.slow
+def test_report_is_the_same_whatever_the_number_of_processes(compare, llama_folder, tmp_path):
+    model, tokenizer = load_policy(llama_folder)
+    with torch.no_grad():
+        model.lm_head.weight.add_(
+            0.02 * torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(0))
+        )
+    save_policy(model, tokenizer, tmp_path / "other")
+    _, alone = compare([llama_folder, tmp_path / "other"])
+    config = dataclasses.replace(alone.config(), num_processes=2)
+    together = RunDir.create(tmp_path / "together", config)
+
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+            *("-m", "training.alignment", str(together.path)),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+        check=True,
+        capture_output=True,
+    )
+
+    reports = [json.loads((run_dir.path / "report.json").read_text(encoding="utf-8")) for run_dir in (alone, together)]
+    for report in reports:
+        for one in report["policies"]:
+            del one["seconds"]
+    assert reports[1] == reports[0]
+    assert together.read_result()["win_rate"] == reports[0]["policies"][1]["against_first"]["win_rate"]["value"]
 
 
 @pytest.mark.parametrize(

@@ -297,6 +297,7 @@ def test_alarm_is_raised_written_and_found_again(track, policy):
     path.unlink()  # killed between the check and the alarm
     resumed = track()
     assert (resumed.alarm, resumed.check(60, None, None), resumed.check(40, None, None)) == (alarm, alarm, None)
+    assert resumed.check(80, *policy) == alarm  # of a run that was killed before it could end
     assert json.loads(path.read_text(encoding="utf-8")) == alarm.to_dict()
 
 
