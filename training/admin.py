@@ -42,6 +42,7 @@ from training.forms import FILE_FIELDS, FreezeForm, RunForm
 from training.member_admin import MemberAdmin
 from training.models import Contest, Member, PreferenceSet, Promotion, TrainingRun
 from training.promotion_admin import PromotionAdmin
+from training.shard_queries import shards
 
 Context = dict[str, Any] | None
 Kind = TrainingRun.Kind
@@ -178,6 +179,7 @@ class TrainingRunAdmin(PageAdmin):
             path("<int:pk>/lineage/", wrap(self.lineage_view), name="training_trainingrun_lineage"),
             path("<int:pk>/progress/", wrap(self.progress_view), name="training_trainingrun_progress"),
             path("<int:pk>/tracking/", wrap(self.tracking_view), name="training_trainingrun_tracking"),
+            path("<int:pk>/shards/", wrap(self.shards_view), name="training_trainingrun_shards"),
             path("<int:pk>/log/", wrap(self.log_view), name="training_trainingrun_log"),
             path("<int:pk>/metrics/", wrap(self.metrics_view), name="training_trainingrun_metrics"),
             path("<int:pk>/cancel/", wrap(self.cancel_view), name="training_trainingrun_cancel"),
@@ -293,6 +295,14 @@ class TrainingRunAdmin(PageAdmin):
             return HttpResponse(status=HTTPStatus.NO_CONTENT)
         context = {"run": run, "tracking": tracking}
         return TemplateResponse(request, "admin/training/trainingrun/_tracking_news.html", context)
+
+    @method_decorator(require_safe)
+    def shards_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        run = self.get(request, pk)
+        if (parts := shards(run)) is None:
+            raise Http404
+        context = {"run": run, "shards": parts}
+        return TemplateResponse(request, "admin/training/trainingrun/_shards.html", context)
 
     @method_decorator(require_safe)
     def log_view(self, request: HttpRequest, pk: int) -> HttpResponse:

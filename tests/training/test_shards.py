@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import pytest
 from django.contrib.auth.models import Permission
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from tests.factories import make_user
@@ -255,6 +257,7 @@ def test_shards_of_a_hidden_project_are_not_found(execute, client: Client):
     viewer.user_permissions.add(Permission.objects.get(codename="view_trainingrun"))
     client.force_login(viewer)
     assert client.get(page_of(run.shards.first())).status_code == 404
+    assert client.get(page_of(run, "shards")).status_code == 404
 
 
 def test_progress_of_a_waiting_run_is_that_of_the_shards_it_waits_for(execute, staff: Client):
@@ -269,10 +272,29 @@ def test_progress_of_a_waiting_run_is_that_of_the_shards_it_waits_for(execute, s
     assert (progress.percent, progress.phase) == (25, "0 of 2 shards done")
     assert [shard.pk for shard in progress.shards.shown] == list(run.shards.order_by("pk").values_list("pk", flat=True))
     assert "0 of 2 shards done" in staff.get(page_of(run, "progress")).content.decode()
+    table = staff.get(page_of(run, "shards")).content.decode()
+    assert 'value="0.50"' in table
+    assert f'hx-get="{page_of(run, "shards")}" hx-trigger="every 2s"' in table
 
 
-def test_run_without_shards_shows_none():
-    assert queries.progress(make_run()).shards is None
+def test_run_without_shards_shows_none(staff: Client):
+    run = make_run()
+    assert queries.progress(run).shards is None
+    assert staff.get(page_of(run, "shards")).status_code == 404
+    assert "run-shards" not in staff.get(page_of(run)).content.decode()
+
+
+def test_table_of_shards_takes_as_many_queries_for_three_as_for_one(execute, staff, django_assert_num_queries):
+    one, three = (execute(make_parent(num_shards=number)) for number in (1, 3))
+    with CaptureQueriesContext(connection) as captured:
+        staff.get(page_of(one, "shards"))
+    with django_assert_num_queries(len(captured)):
+        staff.get(page_of(three, "shards"))
+
+
+@pytest.mark.parametrize("method", ["post", "put", "patch", "delete"])
+def test_table_of_shards_is_only_read(execute, staff: Client, method: str):
+    assert getattr(staff, method)(page_of(execute(make_parent()), "shards")).status_code == 405
 
 
 def test_key_of_a_shard_tells_its_part():
