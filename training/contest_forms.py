@@ -22,7 +22,11 @@ class ContestForm(forms.Form):
 
     challenger = forms.ChoiceField(label="Policy")
     opponent = forms.ChoiceField(label="Against")
-    project = forms.ModelChoiceField(Project.objects.none(), help_text="Whose annotators judge.", empty_label=None)
+    project = forms.ModelChoiceField(
+        Project.objects.none(),
+        help_text="Whose annotators judge. They come next, unless the project asks in order: then they come last.",
+        empty_label=None,
+    )
     aim = forms.ChoiceField(choices=AIMS.items(), widget=forms.RadioSelect, initial=Contest.Aim.EFFECT)
     points = forms.FloatField(initial=POINTS, help_text="Percentage points.")
 

@@ -11,7 +11,7 @@ from django.utils import timezone
 from annotate import guidance
 from annotate.formats.rows import Row
 from annotate.guidance import Asked
-from annotate.identity import comparison_digest, messages_digest, response_digest
+from annotate.identity import comparison_digest, digest, messages_digest, response_digest
 from annotate.models import Comparison, Judgment, Lease, Project, Response
 from annotate.services import import_rows
 from annotate.stats import sequential
@@ -113,8 +113,9 @@ def _store_some(contest: Contest, pairs: Sequence[Pair]) -> None:
 
 
 def _row(pair: Pair) -> Row:
-    answers = [(one.text, one.source) for one in (pair.challenger, pair.opponent)]
-    return Row(line=0, id="", messages=pair.prompt, responses=answers, ranking=None)
+    """In the order of the texts: not even the numbers that the answers get on the page tell whose they are."""
+    both = sorted((pair.challenger, pair.opponent), key=lambda one: digest(one.text))
+    return Row(line=0, id="", messages=pair.prompt, responses=[(one.text, one.source) for one in both], ranking=None)
 
 
 @dataclass(frozen=True)

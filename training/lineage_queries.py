@@ -205,7 +205,7 @@ class _Sources(_Tree):
         num = sum(counts.get("judgments", 0) for counts in one.counts.values())
         simulated = queries.num_simulated(one)
         people = [own for own in self.graph.people.get(one.project_id, []) if own.first <= one.created_at]
-        facts = [f"{simulated:,} of them simulated"] if simulated else []
+        facts = [f"{'all' if simulated == num else f'{simulated:,}'} of them simulated"] if simulated else []
         if people:
             last = min(one.created_at, max(own.last for own in people))
             facts.append(_period(min(own.first for own in people), last))

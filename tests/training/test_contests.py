@@ -74,12 +74,9 @@ def judge(contest: Contest, outcomes: str, *, annotator: Annotator | None = None
     annotator = annotator or make_annotator()
     left = contest.pairs.exclude(comparison__in=Judgment.objects.values("comparison"))
     for outcome, pair in zip(outcomes, left, strict=False):
-        places = {"w": [[0], [1]], "l": [[1], [0]], "t": [[0, 1]]}[outcome]
-        assert list(pair.comparison.options.values_list("response", flat=True)) == [
-            pair.challenger_id,
-            pair.opponent_id,
-        ]
-        make_judgment(comparison=pair.comparison, annotator=annotator, order=places)
+        place = list(pair.comparison.options.values_list("response", flat=True)).index(pair.challenger_id)
+        order = {"w": [[place], [1 - place]], "l": [[1 - place], [place]], "t": [[0, 1]]}[outcome]
+        make_judgment(comparison=pair.comparison, annotator=annotator, order=order)
 
 
 @pytest.fixture
@@ -194,6 +191,19 @@ def test_sending_makes_blind_comparisons_once():
     assert (Contest.objects.count(), ContestPair.objects.count()) == (1, NUM_PROMPTS)
     assert Comparison.objects.count() == NUM_PROMPTS
     assert set(Comparison.objects.values_list("num_wanted", flat=True)) == {1}
+
+
+def test_nothing_on_the_page_tells_whose_an_answer_is(client: Client):
+    project = make_project()
+    contest = send(make_policy(project=project, num_prompts=40)).contest
+    is_first = [pair.challenger_id < pair.opponent_id for pair in contest.pairs.all()]
+    assert 10 < sum(is_first) < 30
+    annotator = make_annotator()
+    client.force_login(annotator.user)
+    page = client.post(reverse("annotate:next", args=[project.pk]), follow=True).content.decode()
+    assert "Answer 1 after" in page
+    assert "Answer 1 before" in page
+    assert "best-of-16" not in page
 
 
 def test_one_vote_is_asked_of_each_pair_whatever_the_project_asks_of_others():
@@ -426,7 +436,7 @@ def test_page_tells_the_verdict(staff: Client):
         "<polyline",
         "Close the 1 left",
         "Freeze the next preference set",
-        f'href="{reverse("annotate:next", args=[contest.project_id])}"',
+        f'action="{reverse("annotate:next", args=[contest.project_id])}"',
     ):
         assert words in page
     assert inline(response.content) == []
