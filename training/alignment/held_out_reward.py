@@ -71,7 +71,7 @@ class HeldOut:
     num_rankings: int | None = None
     """How many of these put something above something."""
     accuracy: Figure = None
-    """Of the mean, on votes that none has learned from, where it was trained here."""
+    """Of the mean, on votes that none has learned from; of a given one, as the run that trained it found."""
     reference_spread: float | None = None
     """The mean deviation between members on the training split's responses; none where there is nothing to deviate."""
     spread_limit: float = math.inf
@@ -168,7 +168,8 @@ def _given(config: Config, run_dir: RunDir, accelerator: Accelerator) -> HeldOut
     if parts(run_dir, config.held_out_reward_model) & set[str]().union(*(parts(run_dir, name) for name in names)):
         raise ConfigError("held_out_reward_model: is the one that is optimised, or a part of it")
     path = run_dir.locate(config.held_out_reward_model)
-    held_out = HeldOut((load_reward(path, accelerator.device, cache=score_cache()),), GIVEN)
+    reward = load_reward(path, accelerator.device, cache=score_cache())
+    held_out = HeldOut((reward,), GIVEN, accuracy=_accuracy_of(path))
     num_shared = len(trained_on(Path(path)) & _learned_from(names))
     if num_shared:
         note = (
@@ -177,6 +178,13 @@ def _given(config: Config, run_dir: RunDir, accelerator: Accelerator) -> HeldOut
         )
         held_out = dataclasses.replace(held_out, note=note)
     return _with_spread(held_out, run_dir.resolve(config.preferences))
+
+
+def _accuracy_of(path: str) -> Figure:
+    """On the test split of the run whose folder the reward is in, where one of ours has made it."""
+    found = RunDir(Path(path).parent).read_result() or {}
+    value = found.get("accuracy")
+    return None if value is None else {"value": value, "interval": found.get("interval")}
 
 
 def _learned_from(paths: Sequence[str]) -> set[str]:

@@ -1,13 +1,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.training.alignment.material import StopAt, write_rankings
+from training.alignment.combiner import Combiner, Recipe
 from training.alignment.config import ConfigError, DpoConfig, RewardModelConfig, RlhfConfig
+from training.alignment.ensemble import Standardisation
 from training.alignment.held_out_reward import HeldOut, divided, held_out_reward, part_of, parts
 from training.alignment.preferences import PromptedResponses, read_rankings
-from training.alignment.reward import Scored
+from training.alignment.reward import Scored, load_reward
 from training.alignment.reward_model import RewardModel, join_processes
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag
 from training.alignment.sft import Stage
@@ -41,7 +44,9 @@ def proxy(tmp_path_factory) -> Path:
 
 
 def member(folder: Path, target: int) -> Path:
-    (folder / "member.json").write_text(json.dumps({"kind": "length", "target": target}))
+    """A rule that takes off for more words than so many."""
+    folder.mkdir(exist_ok=True)
+    (folder / "member.json").write_text(json.dumps({"kind": "length", "target": target, "tolerance": 0}))
     return folder
 
 
@@ -252,7 +257,6 @@ def test_dpo_learns_of_the_aspect_that_it_optimises(tmp_path, settings, accelera
 
 
 def test_given_reward_is_taken_as_it_is(prepare, tmp_path, accelerator):
-    (tmp_path / "given").mkdir()
     config, run_dir = prepare(held_out_reward_model=str(member(tmp_path / "given", target=9)))
 
     held_out = held_out_reward(config, run_dir, accelerator, StopFlag(), STAGE)
@@ -265,6 +269,47 @@ def test_given_reward_is_taken_as_it_is(prepare, tmp_path, accelerator):
         "held_out_accuracy_interval": None,
     }
     assert (held_out.reference_spread, held_out.spread_limit) == (None, float("inf"))
+
+
+def test_given_reward_of_a_run_comes_with_the_accuracy_that_it_found(prepare, trained, accelerator):
+    run_dir = RunDir(trained[0].path / "held_out" / "1")
+    config, outer = prepare(held_out_reward_model=str(run_dir.model))
+
+    held_out = held_out_reward(config, outer, accelerator, StopFlag(), STAGE)
+
+    found = run_dir.read_result()
+    assert held_out.accuracy == {"value": found["accuracy"], "interval": found["interval"]}
+
+
+@pytest.fixture
+def combination(tmp_path) -> tuple[Path, list[Path]]:
+    """Two rules as one reward, and the two."""
+    rules = [member(tmp_path / name, target=target) for name, target in (("one", 1), ("two", 8))]
+    recipe = Recipe("mean", Standardisation(np.zeros(2), np.ones(2)), np.array([True, True]))
+    Combiner(recipe, tuple(map(load_reward, rules)), tuple(map(str, rules))).save(tmp_path / "combined")
+    return tmp_path / "combined", rules
+
+
+def test_given_combination_has_the_spread_of_its_members(prepare, combination, accelerator):
+    config, run_dir = prepare(held_out_reward_model=str(combination[0]))
+
+    held_out = held_out_reward(config, run_dir, accelerator, StopFlag(), STAGE)
+
+    # two words and four are beyond the target of the one by all that it takes off, and not beyond that of the other
+    assert held_out.score_prompts([ASKED]) == [Scored([-0.5, -0.5], 0, [0.5, 0.5])]
+    assert (held_out.votes, held_out.reference_spread, held_out.spread_limit) == ("given", 0.5, 1.0)
+
+
+@pytest.mark.parametrize("is_whole_optimised", [True, False])
+def test_reward_that_shares_a_part_with_the_optimised_one_is_refused(
+    prepare, combination, accelerator, is_whole_optimised
+):
+    whole, (part, _) = combination
+    pair = (whole, part) if is_whole_optimised else (part, whole)
+    config, run_dir = prepare(reward_model=str(pair[0]), held_out_reward_model=str(pair[1]))
+
+    with pytest.raises(ConfigError, match="held_out_reward_model: is the one that is optimised, or a part of it"):
+        held_out_reward(config, run_dir, accelerator, StopFlag(), STAGE)
 
 
 def test_given_reward_that_is_optimised_is_refused(prepare, proxy, tmp_path, accelerator):
