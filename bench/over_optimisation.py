@@ -141,7 +141,7 @@ def _answers(policy: Path, prompts: Sequence[Messages], num_samples: int) -> lis
 
     prepare()
     allow_fast_products()
-    config = SampleConfig(**SAMPLING)  # type: ignore[arg-type]  # of several kinds
+    config = SampleConfig(**SAMPLING)
     return Generator(policy, None, config, "cpu").sample(prompts, num_samples, seed=0)
 
 

@@ -94,7 +94,7 @@ def can_decode(model: Any) -> bool:
     return {type(layer) for layer in DynamicCache(config=config).layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
-@torch.inference_mode()
+@torch.no_grad()  # what a model keeps in inference mode, it could not be trained with any more
 def decode(
     model: Any,
     responses: Sequence[Response],

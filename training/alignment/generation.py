@@ -96,7 +96,7 @@ def texts(tokenizer: PreTrainedTokenizerBase, generated: Sequence[Sequence[Gener
     return [[next(decoded).strip() for _ in own] for own in generated]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate_ids(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -169,7 +169,7 @@ class Generator:
     ) -> None:
         self.config, self.device = config, torch.device(device)
         if config.backend == "vllm" and not has_vllm(self.device):
-            raise ConfigError("backend: vLLM is not installed here, or there is no GPU")
+            raise ConfigError("backend: vLLM is not installed here, or there is no GPU for it")
         self.has_engine = config.backend != "transformers" and has_vllm(self.device)
         self.engine: VllmEngine | None = None
         self.model: Any

@@ -7,6 +7,7 @@ own, so that it depends neither on the others nor on their order but for roundin
 import gc
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ MEMORY_SHARE = 0.5  # of the GPU's: rewards and training need the rest
 
 
 def has_vllm(device: torch.device) -> bool:
-    return device.type == "cuda" and importlib.util.find_spec("vllm") is not None
+    """Whether there is a GPU for it; processes that train together, each with a GPU of its own, sample on these."""
+    is_alone = int(os.environ.get("WORLD_SIZE") or 1) == 1
+    return device.type == "cuda" and is_alone and importlib.util.find_spec("vllm") is not None
 
 
 class VllmEngine:

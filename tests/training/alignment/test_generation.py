@@ -303,7 +303,7 @@ def test_a_generator_of_a_model_without_a_cache_says_so(tmp_path):
 def test_vllm_is_refused_where_it_is_not(llama_folder):
     config = SampleConfig(backend="vllm")
 
-    with pytest.raises(ConfigError, match="backend: vLLM is not installed here, or there is no GPU"):
+    with pytest.raises(ConfigError, match="backend: vLLM is not installed here, or there is no GPU for it"):
         Generator(llama_folder, None, config, "cpu")
 
 
