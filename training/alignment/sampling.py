@@ -7,6 +7,7 @@ depend on who did which part, to the last bit of a reward: a batch put together 
     responses.jsonl   a line for each chunk: {"responses", "num_tokens", "backend", "seconds"}
     rewards.jsonl     a line for each chunk: {"rewards", "seconds"}
     the output        a line for each prompt: {"prompt", "responses", "rewards"}; written last, as a whole
+    beside it         what the result tells, for who has the output only: samples.json beside samples.jsonl
 
 A run that was stopped goes on after the last whole chunk. First all is sampled, then all is scored, so that policy and
 reward need not be in memory together. A text that a prompt got several times is scored once; an empty one is not.
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -26,9 +27,9 @@ from accelerate.utils import gather_object
 from training.alignment.config import ConfigError, SampleConfig
 from training.alignment.generation import Generator, texts
 from training.alignment.preferences import Messages, PromptedResponses
-from training.alignment.reward import Reward, as_json, load_reward, score_cache
+from training.alignment.reward import Scored, as_json, load_reward, score_cache
 from training.alignment.reward_model import agree, join_processes
-from training.alignment.run_dir import Interrupted, RunDir, StopFlag, whole_lines, write_whole
+from training.alignment.run_dir import Interrupted, RunDir, StopFlag, whole_lines, write_json, write_whole
 
 BATCHES_TOGETHER = 4
 """In a chunk: where some responses of a batch have ended, those of the next one take their places."""
@@ -74,6 +75,11 @@ def shards(num_prompts: int, num_shards: int, size: int) -> list[range]:
     return [range(begin, end) for begin, end in pairwise(ends) if begin < end]
 
 
+def told_beside(output: Path) -> Path:
+    """The file that tells how an output came about; it is there before the output."""
+    return output.with_suffix(".json")
+
+
 def read_samples(path: Path) -> Iterator[dict[str, Any]]:
     """Lines as `run_sampling` writes them; rewards are nan where they are null."""
     with path.open(encoding="utf-8") as file:
@@ -103,10 +109,7 @@ class _Sampling:
         responses = [own for line in sampled for own in line["responses"]]
         scored = self._scored([line["responses"] for line in sampled], (end, 1.0))
         rewards = [own for line in scored for own in line["rewards"]]
-        if self.accelerator.is_main_process:
-            self._write(responses, rewards)
-        self.accelerator.wait_for_everyone()
-        return {
+        told = {
             "output": config.output,
             "num_prompts": self.num_prompts,
             "num_samples": config.num_samples,
@@ -116,6 +119,10 @@ class _Sampling:
             "seconds_generating": sum(line["seconds"] for line in sampled),
             "seconds_scoring": sum(line["seconds"] for line in scored),
         }
+        if self.accelerator.is_main_process:
+            self._write(told, responses, rewards)
+        self.accelerator.wait_for_everyone()
+        return told
 
     def _each_chunk(
         self, name: str, phase: str, progress: tuple[float, float], begin: Callable[[], tuple[Work, Callable[[], None]]]
@@ -183,10 +190,14 @@ class _Sampling:
 
         return self._each_chunk(REWARDS, "score", progress, begin)
 
-    def _write(self, responses: Sequence[list[str]], rewards: Sequence[list[float | None]]) -> None:
+    def _write(
+        self, told: dict[str, Any], responses: Sequence[list[str]], rewards: Sequence[list[float | None]]
+    ) -> None:
         prompts = (prompt for chunk in self.chunks for prompt in chunk)
+        output = self.run_dir.resolve(self.config.output)
+        write_json(told_beside(output), told)
         write_whole(
-            self.run_dir.resolve(self.config.output),
+            output,
             "".join(
                 json.dumps({"prompt": prompt, "responses": texts, "rewards": own}) + "\n"
                 for prompt, texts, own in zip(prompts, responses, rewards, strict=True)
@@ -211,7 +222,13 @@ class _Sampling:
             raise Interrupted("stopped between two batches")
 
 
-def score(reward: Reward, prompts: Sequence[Messages], responses: Sequence[Sequence[str]]) -> list[list[float | None]]:
+class Scores(Protocol):
+    """A reward, or several behind one."""
+
+    def score_prompts(self, prompts: Sequence[PromptedResponses]) -> list[Scored]: ...
+
+
+def score(reward: Scores, prompts: Sequence[Messages], responses: Sequence[Sequence[str]]) -> list[list[float | None]]:
     """Rewards of each prompt's responses: each different text scored once, none that is empty, None where missing.
 
     Args:

@@ -1,36 +1,40 @@
 import itertools
 import json
-import random
+import math
 import shutil
 from collections import Counter
-from math import nan
 from pathlib import Path
+from random import Random
 
+import numpy as np
 import pytest
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tests.training.alignment.material import StopAt
+from training.alignment import best_of_n
 from training.alignment.config import ConfigError, RejectionSamplingConfig, RewardModelConfig, SftConfig
-from training.alignment.rejection_sampling import best_of, distinct_prompts, paired_gain, run_rejection_sampling
+from training.alignment.generation import sample
+from training.alignment.member_config import FormatRule, LengthRule, write_member
+from training.alignment.policies import load_policy
+from training.alignment.rejection_sampling import (
+    best_rows,
+    curve_of,
+    distinct_prompts,
+    paired_gain,
+    random_rows,
+    run_rejection_sampling,
+)
 from training.alignment.reward_model import RewardModel
 from training.alignment.reward_training import train_reward_model
-from training.alignment.run_dir import Interrupted, RunDir, StopFlag
+from training.alignment.run_dir import Interrupted, RunDir, StopFlag, Waiting
+from training.alignment.sampling import run_sampling
 from training.alignment.sft import train_sft
 
 DISHES = ("eggs", "rice", "water", "salt", "patience")
+GUARD_DISHES = ("boil", "four eggs", "rinse", "simmer", "minutes", "twelve", "cool", "ask", "little", "twice")
 LONG, SHORT = "Simmer for eight minutes, then rinse.", "I do not know."
-SPLITS = ("train", "train", "train", "test", "test")
-
-
-class StopAfter(StopFlag):
-    """Asks to stop from the n-th time on that it is looked at."""
-
-    def __init__(self, n: int) -> None:
-        super().__init__()
-        self.n = n
-
-    def __call__(self) -> bool:
-        self.n -= 1
-        return self.n <= 0
+SPLITS = ("train", "train", "train", "test", "test", *["guard"] * 10)
 
 
 def ask(dish: str) -> list[dict[str, str]]:
@@ -53,7 +57,7 @@ def preferences(tmp_path_factory) -> Path:
             "split": split,
             "annotator": annotator,
         }
-        for dish, split in zip(DISHES, SPLITS, strict=True)
+        for dish, split in zip(DISHES + GUARD_DISHES, SPLITS, strict=True)
         for annotator in ("one", "other")
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -76,6 +80,15 @@ def reward_run(preferences, llama_folder, tmp_path_factory) -> RunDir:
 
 
 @pytest.fixture(scope="module")
+def rules(tmp_path_factory) -> Path:
+    """A reward that differs between most responses, and one to grade by."""
+    folder = tmp_path_factory.mktemp("rules")
+    write_member(folder / "about_twenty", LengthRule(unit="characters", target=20, tolerance=0, is_one_sided=False))
+    write_member(folder / "has_an_e", FormatRule(pattern="e"))
+    return folder
+
+
+@pytest.fixture(scope="module")
 def policy(llama_folder, tmp_path_factory) -> Path:
     """Gives the patient answer half of the time."""
     path = tmp_path_factory.mktemp("policy")
@@ -89,18 +102,21 @@ def policy(llama_folder, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def prepare(preferences, reward_run, llama_folder):
+def prepare(preferences, rules, llama_folder):
     def make(path: Path, **values) -> tuple[RejectionSamplingConfig, RunDir]:
         settings = {
             "preferences": str(preferences),
             "policy": str(llama_folder),
-            "reward_model": str(reward_run.model),
+            "reward_model": str(rules / "about_twenty"),
+            "held_out_reward_model": str(rules / "has_an_e"),
             "num_samples": 6,
+            "num_checked": 8,
             "max_new_tokens": 12,
-            "generation_batch_size": 8,
-            "num_epochs": 10.0,
+            "generation_batch_size": 2,  # chunks of one prompt
+            "num_epochs": 4.0,
             "learning_rate": 1e-2,
             "batch_size": 2,
+            "guard": "alarm",
         }
         config = RejectionSamplingConfig(**settings | values)
         return config, RunDir.create(path, config)
@@ -108,18 +124,20 @@ def prepare(preferences, reward_run, llama_folder):
     return make
 
 
-def test_best_of_breaks_ties_at_random():
-    rng = random.Random(0)
-    drawn = Counter(best_of([1.0, 2.0, 2.0, 2.0], rng) for _ in range(3000))
-
-    assert best_of([0.5, 0.7, -3.0], rng) == 1
-    assert set(drawn) == {1, 2, 3}
-    assert all(abs(count - 1000) < 100 for count in drawn.values())  # four standard deviations
+def run(prepare, path: Path, **values) -> dict:
+    return run_rejection_sampling(*prepare(path, **values), StopFlag())
 
 
-@pytest.mark.parametrize(("rewards", "best"), [([], None), ([nan], None), ([nan, -2.0, nan, -3.0], 1)])
-def test_what_has_no_reward_is_never_the_best_nor_taken_for_zero(rewards, best):
-    assert best_of(rewards, random.Random(0)) == best
+def weights(folder: Path) -> dict:
+    return {name: tensor.tolist() for name, tensor in load_file(folder / "model.safetensors").items()}
+
+
+def files(path: Path) -> set[str]:
+    return {str(one.relative_to(path)) for one in path.rglob("*") if one.is_file()}
+
+
+def untimed(result: dict) -> dict:
+    return {name: value for name, value in result.items() if not name.startswith("seconds_")}
 
 
 def test_paired_gain_by_hand():
@@ -132,7 +150,7 @@ def test_paired_gain_by_hand():
 
 
 def test_paired_gain_covers_the_truth_in_19_of_20_cases():
-    rng = random.Random(1)
+    rng = Random(1)
     covered = 0
     for _ in range(2000):
         before = [rng.gauss(0, 1) for _ in range(12)]
@@ -147,12 +165,104 @@ def test_distinct_prompts_holds_each_prompt_of_a_split_once(preferences):
     assert distinct_prompts(preferences, "validation") == []
 
 
+# What is kept
+
+
+def row(*rewards: float, texts: str = "abcdef") -> dict:
+    return {"prompt": ask("eggs"), "responses": list(texts[: len(rewards)]), "rewards": list(rewards)}
+
+
+def kept(config: RejectionSamplingConfig, *rows: dict) -> list[tuple]:
+    return [tuple(found.values())[1:] for found in best_rows(config, rows, 0)]
+
+
+def test_winners_are_kept_as_it_is_told():
+    samples = row(1.0, 3.0, math.nan, 2.0), row(0.0, 0.25, 0.0, 0.0)
+
+    assert kept(RejectionSamplingConfig(), *samples) == [("b", 3.0), ("b", 0.25)]
+    assert kept(RejectionSamplingConfig(num_kept=2, minimum_reward="1.5"), *samples) == [("b", 3.0), ("d", 2.0)]
+    assert kept(RejectionSamplingConfig(minimum_margin=0.5), *samples) == [("b", 3.0)]
+    assert kept(RejectionSamplingConfig(num_kept=3), row(2.0, 2.0, 1.0, texts="aab")) == [("a", 2.0), ("b", 1.0)]
+    assert kept(RejectionSamplingConfig(num_kept=3, deduplicate=False), row(2.0, 2.0, 1.0, texts="aab")) == [
+        ("a", 2.0),
+        ("a", 2.0),
+        ("b", 1.0),
+    ]
+
+
+def test_pairs_are_kept_as_it_is_told():
+    samples = row(1.0, 3.0, math.nan, 2.0), row(0.0, 0.0), row(0.0, 0.5)
+
+    assert kept(RejectionSamplingConfig(keep="pairs"), *samples) == [("b", "a", 3.0, 1.0), ("b", "a", 0.5, 0.0)]
+    assert kept(RejectionSamplingConfig(keep="pairs", minimum_margin=1.0), *samples) == [("b", "a", 3.0, 1.0)]
+
+
+def test_the_choice_among_equals_follows_from_seed_and_prompt():
+    samples = [row(*[1.0] * 6) | {"prompt": ask(str(number))} for number in range(60)]
+
+    found = list(best_rows(RejectionSamplingConfig(), samples, 3))
+
+    assert found == list(reversed(list(best_rows(RejectionSamplingConfig(), reversed(samples), 3))))
+    assert found != list(best_rows(RejectionSamplingConfig(), samples, 4))
+    assert set(Counter(one["completion"] for one in found)) == set("abcdef")
+
+
+def test_a_random_choice_keeps_as_many_whatever_their_reward():
+    drawn = Counter(
+        tuple(one["completion"] for one in random_rows(RejectionSamplingConfig(), row(9.0, 1.0, math.nan), 1, seed))
+        for seed in range(200)
+    )
+    pairs = [
+        (one["chosen"], one["rejected"], one["reward"], one["rejected_reward"])
+        for seed in range(200)
+        for one in random_rows(RejectionSamplingConfig(keep="pairs"), row(9.0, 1.0, math.nan), 1, seed)
+    ]
+
+    assert set(drawn) == {("a",), ("b",)}
+    assert abs(drawn["a",] - 100) < 30
+    assert set(pairs) == {("a", "b", 9.0, 1.0), ("b", "a", 1.0, 9.0)}
+    assert len(pairs) == 200
+
+
+def test_the_curve_tells_what_fewer_samples_would_have_given():
+    draw = np.random.default_rng(0)
+    rewards = draw.normal(size=(5, 4))
+    rows = [row(*own) for own in rewards]
+
+    found = curve_of(rows, (-rewards).tolist())
+
+    by_prompt = [best_of_n.curve(own) for own in rewards]
+    means, intervals = best_of_n.mean_over_prompts(by_prompt)
+    assert found == {
+        "n": [1, 2, 3, 4],
+        "kl_bound": [best_of_n.kl_bound(n) for n in (1, 2, 3, 4)],
+        "kl": pytest.approx([best_of_n.kl_bound(n) for n in (1, 2, 3, 4)]),
+        "reward": means.tolist(),
+        "reward_interval": intervals.tolist(),
+        "held_out": pytest.approx((-means).tolist()),
+        "held_out_interval": [pytest.approx([-high, -low]) for low, high in intervals],
+    }
+
+
+def test_the_curve_of_one_prompt_with_missing_grades_has_no_interval():
+    found = curve_of([row(1.0, 2.0)], [[None, 3.0]])
+
+    assert (found["reward"], found["reward_interval"]) == ([1.5, 2.0], [None, None])
+    assert (found["held_out"], found["held_out_interval"]) == ([3.0, None], [None, None])
+
+
+# A run
+
+
 def test_the_best_responses_are_kept_and_the_policy_learns_them(prepare, policy, reward_run, tmp_path):
-    config, run_dir = prepare(tmp_path, policy=str(policy), max_new_tokens=32)
+    result = run(
+        prepare,
+        tmp_path,
+        **{"policy": str(policy), "reward_model": str(reward_run.model), "held_out_reward_model": "", "num_guards": 1},
+        **{"max_new_tokens": 32, "num_epochs": 10.0, "has_random_twin": True, "num_checked": 16},
+    )
 
-    result = run_rejection_sampling(config, run_dir, StopFlag())
-
-    samples, winners = read(tmp_path / "samples.jsonl"), read(tmp_path / "winners.jsonl")
+    samples, winners = read(tmp_path / "round_1/samples.jsonl"), read(tmp_path / "round_1/winners.jsonl")
     reward_model = RewardModel.load(reward_run.model)
     for sampled, winner in zip(samples, winners, strict=True):
         rewards = reward_model.score([(sampled["prompt"], response) for response in sampled["responses"] if response])
@@ -164,146 +274,282 @@ def test_the_best_responses_are_kept_and_the_policy_learns_them(prepare, policy,
     assert result["reward_gain_interval"][0] < result["reward_gain"] < result["reward_gain_interval"][1]
     assert result["reward_gain"] > 0.3
     assert result["held_out_reward_gain"] > 0.3
+    assert result["reward_gain_over_random"] > 0
     assert set(result) == {
-        "model",
-        "loss",
-        "num_steps",
-        "reward_before",
-        "reward_after",
-        "reward_gain",
-        "reward_gain_interval",
-        "held_out_reward_before",
-        "held_out_reward_after",
-        "held_out_reward_gain",
-        "held_out_reward_gain_interval",
-        "held_out_reward_model",
-        "held_out_accuracy",
-        "num_prompts",
-        "num_samples",
-        "num_winners",
-        "num_distinct",
-        "num_held_out_prompts",
-        "num_held_out_responses",
+        *("model", "loss", "num_steps", "backend", "stopped_by", "best_step"),
+        *(
+            f"{name}_{what}"
+            for name in ("reward", "held_out_reward")
+            for what in (
+                *("before", "after", "gain", "gain_interval"),
+                *("after_random", "gain_over_random", "gain_over_random_interval"),
+            )
+        ),
+        *("kl", "kl_interval", "kl_best_of_n", "kl_best_of_n_interval", "kl_bound"),
+        *("held_out_reward_model", "held_out_votes", "held_out_num_rankings"),
+        *("held_out_accuracy", "held_out_accuracy_interval"),
+        *("num_rounds", "num_prompts", "num_samples", "num_winners", "num_distinct", "num_responses", "num_tokens"),
+        *("num_missing", "num_checks", "num_held_out_prompts", "num_held_out_responses"),
+        *("seconds_generating", "seconds_scoring"),
     }
     counts = {name: value for name, value in result.items() if name.startswith("num_")}
     assert counts == {
         "num_steps": 15,
+        "num_rounds": 1,
         "num_prompts": 3,
         "num_samples": 6,
+        "num_responses": 18,
         "num_winners": 3,
-        "num_distinct": result["num_distinct"],
+        "num_missing": 0,
+        "num_tokens": result["num_tokens"],
+        "num_distinct": np.mean([len(set(sampled["responses"])) for sampled in samples]),
+        "num_checks": 2,
         "num_held_out_prompts": 2,
         "num_held_out_responses": 16,
     }
+    learned_from = {row["prompt"][0]["content"] for row in read(tmp_path / "held_out" / "preferences.jsonl")}
+    assert learned_from >= {ask(dish)[0]["content"] for dish in GUARD_DISHES}
+    assert learned_from.isdisjoint(ask(dish)[0]["content"] for dish in DISHES[:3])
+    assert (result["held_out_reward_model"], result["held_out_votes"]) == ("trained here", "guard")
+    assert result["held_out_num_rankings"] == 20
+    assert RunDir(tmp_path / "held_out" / "1").config().backbone == reward_run.config().backbone
+    assert result["kl_bound"] == best_of_n.kl_bound(6)
+    assert result["kl_best_of_n"] == pytest.approx(
+        np.mean([best_of_n.estimate_kl(sampled["rewards"], 6) for sampled in samples])
+    )
     assert AutoModelForCausalLM.from_pretrained(tmp_path / result["model"]).num_parameters() > 0
+    assert "rejection_sampling" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_all_files_of_a_run_are_those_that_are_told_of(prepare, tmp_path):
+    run(prepare, tmp_path, has_random_twin=True)
+
+    kept = {name for name in files(tmp_path) if not name.startswith(("model/", "random_twin/model/"))}
+    assert kept == {
+        *("run.json", "metrics.jsonl", "curve.json", "checks.jsonl", "samples_before.jsonl", "samples_after.jsonl"),
+        *("samples/step-000000.jsonl", "samples/step-000001.jsonl"),
+        *(f"round_1/{name}.jsonl" for name in ("prompts", "samples", "winners", "held_out_rewards", "metrics")),
+        *("round_1/samples.json", "round_1/round.json"),
+        *("random_twin/checks.jsonl", "random_twin/samples/step-000001.jsonl"),
+        *(f"random_twin/round_1/{name}" for name in ("winners.jsonl", "round.json", "metrics.jsonl")),
+    }
+    assert (tmp_path / "model" / "model.safetensors").exists()
+    assert (tmp_path / "random_twin" / "model" / "model.safetensors").exists()
 
 
 def test_before_and_after_are_compared_on_the_same_held_out_prompts(prepare, tmp_path):
-    config, run_dir = prepare(tmp_path)
-
-    result = run_rejection_sampling(config, run_dir, StopFlag())
+    result = run(prepare, tmp_path)
 
     held_out = {ask(dish)[0]["content"] for dish in DISHES[3:]}
     for name in ("before", "after"):
         rows = read(tmp_path / f"samples_{name}.jsonl")
-        assert Counter(row["prompt"][0]["content"] for row in rows) == dict.fromkeys(held_out, 16)
+        assert Counter(row["prompt"][0]["content"] for row in rows) == dict.fromkeys(held_out, 8)
         assert all(set(row) == {"prompt", "response", "reward", "held_out_reward"} for row in rows)
         for key in ("reward", "held_out_reward"):
             assert result[f"{key}_{name}"] == pytest.approx(sum(row[key] for row in rows) / len(rows))
 
 
-def test_the_held_out_reward_model_has_another_seed_and_the_selecting_ones_settings(prepare, reward_run, tmp_path):
-    config, run_dir = prepare(tmp_path, seed=2)
-
-    result = run_rejection_sampling(config, run_dir, StopFlag())
-
-    trained, selecting = RunDir(tmp_path / "held_out_reward_model"), reward_run.config()
-    assert trained.config() == type(selecting)(
-        **{**vars(selecting), "seed": 10, "preferences": str(Path(config.preferences).resolve())}
-    )
-    assert result["held_out_reward_model"] == "trained here"
-    assert result["held_out_accuracy"] == trained.read_result()["accuracy"]
-    assert not (trained.path / "checkpoints").exists()
-    rows = read(tmp_path / "samples_before.jsonl")
-    assert all(abs(row["reward"] - row["held_out_reward"]) > 1e-6 for row in rows)
-
-
-def test_a_given_held_out_reward_model_grades(prepare, reward_run, tmp_path):
+def test_a_given_held_out_reward_model_grades(prepare, rules, tmp_path):
     given = tmp_path / "given"
-    shutil.copytree(reward_run.model, given)
-    config, run_dir = prepare(tmp_path / "run", held_out_reward_model=str(given))
+    shutil.copytree(rules / "about_twenty", given)
 
-    result = run_rejection_sampling(config, run_dir, StopFlag())
+    result = run(prepare, tmp_path / "run", held_out_reward_model=str(given))
 
-    assert result["held_out_reward_model"] == "given"
-    assert "held_out_accuracy" not in result
+    assert (result["held_out_reward_model"], result["held_out_votes"]) == ("given", "given")
+    assert result["held_out_accuracy"] is None
     assert result["held_out_reward_gain"] == result["reward_gain"]
-    assert not (run_dir.path / "held_out_reward_model").exists()
+    assert not (tmp_path / "run" / "held_out").exists()
+    curve = json.loads((tmp_path / "run" / "curve.json").read_text())
+    assert curve["held_out"] == pytest.approx(curve["reward"], abs=1e-5)
+    assert curve["reward"] == sorted(curve["reward"])
 
 
-def test_who_selects_does_not_grade_under_another_name(prepare, reward_run, tmp_path):
-    (tmp_path / "alias").symlink_to(reward_run.model)
+def test_who_selects_does_not_grade_under_another_name(prepare, rules, tmp_path):
+    (tmp_path / "alias").symlink_to(rules / "about_twenty")
     config, run_dir = prepare(tmp_path / "run", held_out_reward_model=str(tmp_path / "alias"))
 
     with pytest.raises(ConfigError, match=r"^held_out_reward_model: is the one that selects, or a part of it$"):
         run_rejection_sampling(config, run_dir, StopFlag())
 
 
-def test_a_foreign_reward_model_is_checked_by_one_on_the_policy(prepare, reward_run, llama_folder, tmp_path):
-    foreign = tmp_path / "elsewhere" / "model"
-    foreign.parent.mkdir()
-    foreign.symlink_to(reward_run.model)
-    config, run_dir = prepare(tmp_path / "run", reward_model=str(foreign))
-
-    run_rejection_sampling(config, run_dir, StopFlag())
-
-    assert RunDir(run_dir.path / "held_out_reward_model").config().backbone == str(llama_folder)
-
-
 def test_phases_follow_each_other_and_progress_grows(prepare, tmp_path):
-    config, run_dir = prepare(tmp_path)
+    run(prepare, tmp_path, num_rounds=2, has_random_twin=True)
 
-    run_rejection_sampling(config, run_dir, StopFlag())
-
-    lines = list(run_dir.read_metrics())
+    lines = list(RunDir(tmp_path).read_metrics())
     assert [phase for phase, _ in itertools.groupby(line["phase"] for line in lines)] == [
-        "generate",
-        "score",
-        "fine-tune",
-        "compare",
+        *("check", "generate", "score", "fine-tune", "check"),
+        *("generate", "score", "fine-tune 2", "check"),
+        *("fine-tune at random", "generate", "fine-tune 2 at random", "check", "curve"),
     ]
     progress = [line["progress"] for line in lines]
     assert progress == sorted(progress)
     assert progress[-1] == 1.0
+    assert all("loss" in line for line in lines if line["phase"].startswith("fine-tune"))
 
 
-def test_a_run_stopped_again_and_again_ends_as_one_that_was_not(prepare, tmp_path):
-    config, straight = prepare(tmp_path / "straight", num_epochs=2.0)
-    expected = run_rejection_sampling(config, straight, StopFlag())
-    _, stopped = prepare(tmp_path / "stopped", num_epochs=2.0)
+def test_each_round_samples_from_the_policy_of_the_round_before(prepare, tmp_path):
+    result = run(prepare, tmp_path, num_rounds=2, num_prompts=2)
+
+    one = run_rejection_sampling(*prepare(tmp_path / "one", num_prompts=2), StopFlag())
+    again = read(tmp_path / "round_2" / "samples.jsonl")
+    model, tokenizer = load_policy(tmp_path / "one" / "model")
+    sampled = sample(
+        *(model, tokenizer, [row["prompt"] for row in again], 6),
+        seed=1,
+        max_new_tokens=12,
+        max_length=1024,
+        batch_size=2,
+    )
+    assert (result["num_rounds"], result["num_responses"], result["num_steps"]) == (2, 24, 2 * one["num_steps"])
+    assert [row["responses"] for row in again] == sampled
+    assert read(tmp_path / "round_1" / "samples.jsonl") == read(tmp_path / "one" / "round_1" / "samples.jsonl")
+    assert len(read(tmp_path / "checks.jsonl")) == 3
+    assert not (tmp_path / "round_1" / "model").exists()
+    assert not (tmp_path / "round_2" / "model").exists()
+
+
+def test_the_random_twin_samples_from_itself_in_later_rounds(prepare, tmp_path):
+    run(prepare, tmp_path, num_rounds=2, has_random_twin=True, num_kept=2)
+
+    for number in (1, 2):
+        policy, twin = (
+            read(path / f"round_{number}" / "winners.jsonl") for path in (tmp_path, tmp_path / "random_twin")
+        )
+        counts = [Counter(row["prompt"][0]["content"] for row in rows) for rows in (policy, twin)]
+        assert counts[0] == counts[1]
+    samples = {
+        row["prompt"][0]["content"]: row["responses"]
+        for row in read(tmp_path / "random_twin" / "round_2" / "samples.jsonl")
+    }
+    assert all(row["completion"] in samples[row["prompt"][0]["content"]] for row in twin)
+    assert {row["reward"] for row in twin} == {0.0}
+    assert read(tmp_path / "random_twin" / "checks.jsonl")[0]["step"] == 2
+
+
+@pytest.mark.parametrize("values", [{}, {"num_rounds": 2, "has_random_twin": True}])
+def test_a_run_stopped_again_and_again_ends_as_one_that_was_not(prepare, tmp_path, values):
+    values = {"num_epochs": 2.0, **values}
+    expected = run(prepare, tmp_path / "straight", **values)
+    config, stopped = prepare(tmp_path / "stopped", **values)
 
     result, times = None, 0
-    while result is None:
+    while result is None and times < 60:
         try:
-            result = run_rejection_sampling(config, stopped, StopAfter(4))
+            result = run_rejection_sampling(config, stopped, StopAt(12))
         except Interrupted:
             times += 1
-            with (stopped.path / "samples.jsonl").open("a") as file:
-                file.write('{"prompt": [{"role": "us')  # as a kill may leave it
+            for name in ("held_out_rewards.jsonl", "shard_000/responses.jsonl", "shard_000/rewards.jsonl"):
+                if (path := stopped.path / "round_1" / name).exists():
+                    with path.open("a") as file:
+                        file.write('{"rewards": [nu')  # as a kill may leave it
 
-    assert times > 5
-    assert result == expected
-    for name in ("winners.jsonl", "samples_before.jsonl", "samples_after.jsonl"):
-        assert read(stopped.path / name) == read(straight.path / name)
+    assert times > 2
+    assert untimed(result) == untimed(expected)
+    assert files(stopped.path) == files(tmp_path / "straight")
+    for name in files(stopped.path):
+        if name.endswith((".jsonl", "curve.json")) and not name.endswith(("metrics.jsonl", "checks.jsonl")):
+            assert (stopped.path / name).read_bytes() == (tmp_path / "straight" / name).read_bytes(), name
+    for folder in ("model", "random_twin/model") if "num_rounds" in values else ("model",):
+        assert weights(stopped.path / folder) == weights(tmp_path / "straight" / folder)
 
 
 def test_all_or_some_prompts_are_sampled(prepare, tmp_path):
-    config, run_dir = prepare(tmp_path, num_prompts=2, num_held_out_prompts=1)
-
-    result = run_rejection_sampling(config, run_dir, StopFlag())
+    result = run(prepare, tmp_path, num_prompts=2, num_held_out_prompts=1)
 
     assert (result["num_prompts"], result["num_held_out_prompts"]) == (2, 1)
     assert result["reward_gain_interval"] is None
+
+
+def test_prompts_are_drawn_anew_for_each_round(prepare, tmp_path):
+    run(prepare, tmp_path, num_prompts=1, num_rounds=4, num_epochs=1.0)
+
+    drawn = [read(tmp_path / f"round_{number}" / "prompts.jsonl")[0]["prompt"] for number in (1, 2, 3, 4)]
+    assert len({json.dumps(prompt) for prompt in drawn}) > 1
+
+
+# Shards
+
+
+def test_several_shards_wait_for_who_makes_them_and_are_joined(prepare, tmp_path, monkeypatch):
+    expected = run(prepare, tmp_path / "alone", num_rounds=2)
+    monkeypatch.setenv("PLUMBLINE_SUPERVISED", "1")
+    config, run_dir = prepare(tmp_path / "many", num_rounds=2, num_shards=2)
+
+    result, waited = None, []
+    while result is None and len(waited) < 5:
+        try:
+            result = run_rejection_sampling(config, run_dir, StopFlag())
+        except Waiting as waiting:
+            waited.append(waiting.shards)
+            for number, shard in enumerate(waiting.shards):
+                run_sampling(shard, RunDir.create(tmp_path / f"child_{len(waited)}_{number}", shard), StopFlag())
+
+    outputs = [[str(Path(shard.output).relative_to(run_dir.path)) for shard in shards] for shards in waited]
+    assert outputs == [[f"round_{number}/shard_000.jsonl", f"round_{number}/shard_001.jsonl"] for number in (1, 2)]
+    assert [(shard.first, shard.num_prompts) for shard in waited[0]] == [(0, 1), (1, 2)]
+    assert untimed(result) == untimed(expected)
+    for name in ("round_1/samples.jsonl", "round_2/samples.jsonl", "round_2/winners.jsonl", "samples_after.jsonl"):
+        assert (run_dir.path / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    assert files(run_dir.path) == files(tmp_path / "alone")
+
+
+def test_only_the_shards_that_are_missing_are_waited_for(prepare, tmp_path, monkeypatch):
+    monkeypatch.setenv("PLUMBLINE_SUPERVISED", "1")
+    config, run_dir = prepare(tmp_path / "run", num_shards=3)
+    with pytest.raises(Waiting) as first:
+        run_rejection_sampling(config, run_dir, StopFlag())
+    one, *others = first.value.shards
+    run_sampling(one, RunDir.create(tmp_path / "child", one), StopFlag())
+
+    with pytest.raises(Waiting) as second:
+        run_rejection_sampling(config, run_dir, StopFlag())
+
+    assert second.value.shards == others
+    assert len(others) == 2
+
+
+def test_without_a_supervisor_a_run_makes_its_shards_itself(prepare, tmp_path, monkeypatch):
+    monkeypatch.delenv("PLUMBLINE_SUPERVISED", raising=False)
+    expected = run(prepare, tmp_path / "one")
+
+    result = run(prepare, tmp_path / "three", num_shards=3)
+
+    assert untimed(result) == untimed(expected)
+    assert (tmp_path / "three/round_1/samples.jsonl").read_bytes() == (
+        tmp_path / "one/round_1/samples.jsonl"
+    ).read_bytes()
+
+
+def test_a_whole_number_of_samples_is_one_shard_whoever_starts_it(prepare, tmp_path, monkeypatch):
+    monkeypatch.setenv("PLUMBLINE_SUPERVISED", "1")
+
+    assert run(prepare, tmp_path, num_shards=5, num_prompts=1)["num_prompts"] == 1
+
+
+# The guard
+
+
+def test_a_run_that_is_stopped_keeps_the_policy_of_the_best_round(prepare, preferences, policy, tmp_path):
+    """The held-out reward dislikes what the reward likes, so every round makes it worse."""
+    rows = [row | {"split": "test" if row["split"] == "guard" else row["split"]} for row in read(preferences)]
+    (tmp_path / "preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_member(tmp_path / "against", FormatRule(pattern="Simmer", weight=-1.0))
+    config, run_dir = prepare(
+        tmp_path / "run",
+        **{"preferences": str(tmp_path / "preferences.jsonl"), "policy": str(policy), "guard": "stop", "patience": 1},
+        **{"reward_model": str(write_member(tmp_path / "for", FormatRule(pattern="Simmer")))},
+        **{"held_out_reward_model": str(tmp_path / "against"), "num_rounds": 3, "num_epochs": 10.0},
+        **{"max_new_tokens": 32, "num_checked": 16},
+    )
+
+    result = run_rejection_sampling(config, run_dir, StopFlag())
+
+    assert (result["stopped_by"], result["best_step"], result["num_rounds"]) == ("held_out_falls", 0, 1)
+    assert (result["held_out_reward_gain"], result["kl"]) == (0, 0)
+    assert weights(run_dir.model) == weights(policy)
+
+
+# What cannot work
 
 
 @pytest.mark.parametrize(
@@ -331,3 +577,8 @@ def test_a_preference_set_without_prompts_is_refused(prepare, preferences, tmp_p
 
     with pytest.raises(ConfigError, match=message):
         run_rejection_sampling(config, run_dir, StopFlag())
+
+
+def test_a_minimum_that_nothing_reaches_is_said(prepare, tmp_path):
+    with pytest.raises(ConfigError, match=r"^minimum_reward: no response is good enough"):
+        run(prepare, tmp_path, minimum_reward="1000")
