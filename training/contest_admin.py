@@ -106,7 +106,8 @@ class ContestAdmin(PageAdmin):
         form = ContestForm(given, run=run, user=request.user, initial=_initial(request))
         plan = None
         if form.is_valid():
-            if request.method == "POST" and (sent := _send(request, run, form.cleaned_data)):
+            is_sent = request.method == "POST" and "show" not in request.POST
+            if is_sent and (sent := _send(request, run, form.cleaned_data)):
                 return redirect("admin:training_contest_change", sent.contest.pk)
             plan = contest_queries.plan(run, **form.cleaned_data)
         return self.page(request, "send.html", form=form, run=run, plan=plan, title=f"Send {run.name} to annotators")

@@ -10,8 +10,8 @@ from training import contest_samples
 from training.models import Contest, TrainingRun
 
 AIMS = {
-    Contest.Aim.EFFECT: "Find out whether it wins more than half, if it wins this many points more than 50%",
-    Contest.Aim.PRECISION: "Know how often it wins to this many points, to either side",
+    Contest.Aim.EFFECT: "Find out that it is better, if it wins this many points above 50%",
+    Contest.Aim.PRECISION: "Know its win rate to this many points",
 }
 RANGES = {Contest.Aim.EFFECT: (MIN_EFFECT, MAX_EFFECT), Contest.Aim.PRECISION: (MIN_PRECISION, 0.45)}
 POINTS = 10.0  # a win rate of 60 %

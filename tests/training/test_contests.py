@@ -412,6 +412,8 @@ def test_page_shows_how_many_votes_it_takes_and_sends(staff: Client):
     assert "421 votes; 12 prompts are there." in planned
     assert "With 12 votes a win rate of 60% is found with a probability of 0%." in planned
     assert 'value="Send 12 pairs to annotators"' in planned
+    shown = staff.post(url("send", run.pk), {**data, "show": "1"})
+    assert shown.context["plan"].num_wanted == 421
     assert not Contest.objects.exists()
 
     sent = staff.post(url("send", run.pk), data, follow=True)
