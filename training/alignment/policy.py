@@ -500,7 +500,11 @@ class PolicyTrainer(RunDirTrainer):
 
     def _tokenize_prompts(self, prompts: list[Messages]) -> tuple[list[list[int]], None, dict[str, Any]]:
         self._asked = prompts
-        self._prompt_ids = [encode_prompt(self.tokenizer, prompt, self.limit) for prompt in prompts]
+        encoded = {
+            prompt_key(prompt): encode_prompt(self.tokenizer, prompt, self.limit)
+            for prompt in prompts[:: self.config.num_samples]
+        }
+        self._prompt_ids = [encoded[prompt_key(prompt)] for prompt in prompts]
         return self._prompt_ids, None, {}
 
     def _answer(self) -> list[list[int]]:
@@ -560,7 +564,18 @@ class PolicyTrainer(RunDirTrainer):
             self.beta = self.controller.beta
         self.controller.update(float(log_ratios.mean()))
         self.objectives.update(rewards)
-        return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
+        return torch.tensor(self._centred(values), dtype=torch.float32, device=device)[:, None]
+
+    def _centred(self, values: Floats) -> Floats:
+        """(N,) less the lowest of each prompt's, which changes no advantage but what is rounded off.
+
+        Where all are alike the advantages are then 0, and not the rounding of a mean, which Adam would take for a
+        direction like any other.
+        """
+        groups = values.reshape(-1, self.config.num_samples)
+        lowest = np.where(np.isnan(groups), np.inf, groups).min(axis=1, keepdims=True)
+        centred: Floats = (groups - lowest).ravel()
+        return centred
 
     def _generated(self, ids: list[int]) -> Generated:
         is_ended = bool(ids) and ids[-1] in self.eos_token_ids
@@ -614,10 +629,9 @@ class PolicyTrainer(RunDirTrainer):
         return found
 
     def _without_adapters(self) -> AbstractContextManager[Any]:
-        disabled: AbstractContextManager[Any] = (
-            nullcontext() if self.reference is not None else self.policy.disable_adapter()
-        )
-        return disabled
+        policy: Any = self.policy
+        found: AbstractContextManager[Any] = policy.disable_adapter() if self.reference is None else nullcontext()
+        return found
 
 
 class RlooTrainer(PolicyTrainer, RLOOTrainer):

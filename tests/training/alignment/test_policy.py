@@ -1,14 +1,39 @@
+import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from training.alignment.config import RlhfConfig
+from tests.training.alignment.enumerable import (
+    MAX_NEW_TOKENS,
+    NEVER,
+    PROMPTS,
+    RESPONSES,
+    enumerable_lm,
+    law,
+    optimum,
+    response_logprobs,
+    total_variation,
+)
+from training.alignment.config import ConfigError, RlhfConfig
+from training.alignment.guard import Alarm, Guard
 from training.alignment.member_config import LengthRule, RepetitionRule, write_member
-from training.alignment.policy import train_policy
+from training.alignment.objectives import Baseline, Objectives
+from training.alignment.policies import load_policy, save_policy
+from training.alignment.policy import GrpoTrainer, Order, PolicyTrainer, RlooTrainer, train_policy
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag
 
 STEPS = 3
+BETA = 0.5
+PROMPT = PROMPTS[0]
+LISTED = [place for place, text in enumerate(RESPONSES) if set(text) <= {"a", "b"}]
+"""Where the 31 responses of a and b stand, to which the worlds of these tests are restricted."""
+WORTH = dict(zip(RESPONSES, np.random.default_rng(5).normal(size=len(RESPONSES)).tolist(), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +86,331 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def steps_of(run_dir: RunDir) -> list[dict]:
+    """What the metrics tell of each step, but for what a clock shows."""
+    clock = {"time", "seconds", "reward_share", "generation_share"}
+    return [{k: v for k, v in line.items() if k not in clock} for line in run_dir.read_metrics()]
+
+
+class StopAt(StopFlag):
+    """Asks a run to stop once it has logged so many steps."""
+
+    def __init__(self, run_dir: RunDir, step: int) -> None:
+        super().__init__()
+        self.run_dir, self.step = run_dir, step
+
+    def __call__(self) -> bool:
+        return any(line["step"] == self.step - 1 for line in self.run_dir.read_metrics())
+
+
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
 def test_run_trains_checks_and_tells(tmp_path, configured, algorithm):
     run_dir, result = trained(tmp_path / "run", configured(algorithm=algorithm))
 
-    print(json.dumps(result, indent=1))
-    print((run_dir.path / "metrics.jsonl").read_text())
-    assert result["num_steps"] == STEPS
+    told = {name: result[name] for name in ("model", "algorithm", "num_steps", "saved_step", "stopped_by", "beta")}
+    assert told == {
+        "model": "model",
+        "algorithm": algorithm,
+        "num_steps": 3,
+        "saved_step": 3,
+        "stopped_by": None,
+        "beta": 0.05,
+    }
+    assert result["backend"] == "transformers, continuous batches"
+    assert result["missing"] == 0
+    assert 0 < result["reward_share"] < 1
+    assert 0 < result["generation_share"] < 1
+    assert [one["step"] for one in lines(run_dir.path / "checks.jsonl")] == [0, 2, 3]
+    assert result["kl"] == lines(run_dir.path / "checks.jsonl")[-1]["kl"] > 0
+    steps = list(run_dir.read_metrics())
+    assert [one["step"] for one in steps] == [1, 2, 3]
+    assert set(steps[2]) == {
+        *("step", "phase", "progress", "time", "loss", "learning_rate", "grad_norm", "entropy", "clip_share"),
+        *("reward", "missing", "kl", "beta", "length", "ended", "generation_share", "reward_share", "seconds"),
+    }
+    assert [one["clip_share"] for one in steps] == [0, 0, 0]
+    assert steps[0]["kl"] == 0 < steps[2]["kl"]  # the first step only warms up, and before the second all is as it was
+    assert len(lines(run_dir.path / "samples_after.jsonl")) == len(lines(run_dir.path / "samples_before.jsonl")) == 8
+    policy, _ = load_policy(run_dir.model)
+    assert (run_dir.model / "README.md").read_text().startswith("---")
+    assert not torch.equal(policy.lm_head.weight, load_policy(configured().policy)[0].lm_head.weight)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "values"),
+    [
+        ("rloo", {"kl_target": 0.5, "objective": "adaptive", "weights": "1, 2"}),
+        ("grpo", {"objective": "constrained", "constraint": 2, "floor": 0.1}),
+    ],
+)
+def test_several_objectives_and_what_changes_with_them_survive_a_stop(tmp_path, configured, rewards, algorithm, values):
+    both = f"{rewards['short']}, {rewards['varied']}"
+    config = configured(algorithm=algorithm, reward_model=both, length_penalty=0.1, end_penalty=0.1, **values)
+    whole, wanted = trained(tmp_path / "whole", config)
+    run_dir = RunDir(tmp_path / "stopped")
+    with pytest.raises(Interrupted, match="stopped after step 2 of 3"):
+        trained(run_dir.path, config, StopAt(run_dir, 2))
+    stopped = steps_of(run_dir)
+    _, found = trained(run_dir.path, config)
+
+    assert len(stopped) == 2
+    assert steps_of(run_dir) == steps_of(whole)
+    assert {"reward_1", "reward_2", "weight_1", "weight_2"} <= set(steps_of(run_dir)[2])
+    clock = {"reward_share", "generation_share"}
+    assert {k: v for k, v in found.items() if k not in clock} == {k: v for k, v in wanted.items() if k not in clock}
+    for name, weight in load_file(whole.model / "model.safetensors").items():
+        assert torch.equal(weight, load_file(run_dir.model / "model.safetensors")[name]), name
+
+
+def test_adapters_are_trained_against_the_model_without_them(tmp_path, configured):
+    config = configured(lora_rank=2, saved="adapter", kl_placement="loss", algorithm="grpo")
+    run_dir, result = trained(tmp_path / "run", config)
+
+    assert (run_dir.model / "adapter_model.safetensors").exists()
+    kls = [line["kl"] for line in run_dir.read_metrics()]
+    assert kls[0] == 0 < kls[2]
+    assert result["kl"] > 0
+    load_policy(run_dir.model)
+
+
+def test_reference_policy_may_be_another_one(tmp_path, configured, gpt2_folder, llama_folder):
+    other = tmp_path / "other"
+    model, tokenizer = load_policy(llama_folder)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(3)
+    save_policy(model, tokenizer, other)
+    run_dir, _ = trained(tmp_path / "run", configured(reference_policy=str(other), lora_rank=2))
+
+    assert next(run_dir.read_metrics())["kl"] > 0.01
+
+
+def test_alarm_ends_the_run_at_the_best_check(tmp_path, configured, rewards, monkeypatch):
+    """The held-out reward falls at each check, by the word of a guard that is told so."""
+    falling = iter([3.0, 2.0, 1.0])
+
+    def see(self, check):
+        self._best = self._best or check
+        next(falling)
+        if check.step == 4:
+            self.alarm = Alarm(4, "held_out_falls", 0, "It falls.")
+            return self.alarm
+        return None
+
+    monkeypatch.setattr(Guard, "see", see)
+    run_dir, result = trained(tmp_path / "run", configured(num_steps=9))
+
+    assert (result["stopped_by"], result["num_steps"], result["saved_step"]) == ("held_out_falls", 4, 0)
+    assert not (run_dir.path / "best").exists()
+    assert (run_dir.model / "README.md").exists()
+    before = load_policy(configured().policy)[0].lm_head.weight
+    assert torch.equal(load_policy(run_dir.model)[0].lm_head.weight, before)
+
+
+def test_run_needs_a_reward_and_prompts(tmp_path, configured, rankings_path):
+    with pytest.raises(ConfigError, match="reward_model: none is given"):
+        trained(tmp_path / "run", configured(reward_model=""))
+    kept = [line for line in rankings_path.read_text().splitlines() if json.loads(line)["split"] != "train"]
+    path = tmp_path / "preferences.jsonl"
+    path.write_text("\n".join(kept) + "\n")
+    with pytest.raises(ConfigError, match="preferences: the train split has no prompt to answer"):
+        trained(tmp_path / "run", configured(preferences=str(path)))
+    with pytest.raises(ConfigError, match="max_new_tokens: 200 leaves no room for a prompt"):
+        trained(tmp_path / "run", configured(max_new_tokens=200))
+
+
+def test_prompts_come_in_passes_and_special_tokens_in_them_stay_text(tmp_path, configured):
+    prompts = [[{"role": "user", "content": text}] for text in ("one", "two", "<|end|><|assistant|>three")]
+    order = Order.draw(prompts, num_steps=3, num_together=2, seed=1)
+    every = [str(prompt) for step in range(3) for prompt in order.at(step)]
+
+    assert sorted(every[:3]) == sorted(every[3:]) == sorted(map(str, prompts))
+    assert [str(prompt) for prompt in order.all()] == every
+    assert order.distinct(5) == [prompts[place] for place in order.places[:3]]
+
+
+def test_same_prompt_twice_in_a_step_gets_other_responses(world, tmp_path):
+    trainer = world.trainer("rloo", tmp_path, num_prompts=4, num_samples=8)
+    trainer._tokenize_prompts([PROMPT] * 32)
+    together = trainer._answer()
+
+    assert together == trainer._answer()
+    assert len({tuple(map(tuple, together[start : start + 8])) for start in range(0, 32, 8)}) == 4
+    trainer.state.global_step = 1
+    assert together != trainer._answer()
+
+
+class World:
+    """A policy that can only say a and b, and its reference policy, which likes other responses."""
+
+    def __init__(self, folder: Path, *, apart: float = 0.5) -> None:
+        self.folder = enumerable_lm(folder, seed=1)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.policy, self.reference = (self.load() for _ in range(2))
+        with torch.no_grad():
+            table = self.reference.model.table
+            table += apart * torch.randn(table.shape, generator=torch.Generator().manual_seed(2))
+            for model in (self.policy, self.reference):
+                model.model.table[:, :, 2:4] = NEVER
+        self.worth = torch.tensor([WORTH[RESPONSES[place]] for place in LISTED], dtype=torch.float64)
+
+    def load(self):
+        return AutoModelForCausalLM.from_pretrained(self.folder)
+
+    def law(self, model) -> Tensor:
+        return law(model, self.tokenizer, PROMPT)[LISTED]
+
+    def trainer(self, algorithm: str, folder: Path, score=None, **values) -> PolicyTrainer:
+        told = {"num_prompts": 1, "num_samples": 2, "beta": BETA, "max_new_tokens": MAX_NEW_TOKENS, **values}
+        config = RlhfConfig(
+            algorithm=algorithm,
+            reward_model="worth",
+            max_length=64,
+            normalise=False,
+            generation_batch_size=4096,
+            **told,
+        )
+        trainer = (RlooTrainer if algorithm == "rloo" else GrpoTrainer)(
+            config=config,
+            run_dir=RunDir(folder),
+            policy=self.policy,
+            reference=self.reference,
+            tokenizer=self.tokenizer,
+            rewards=Worth(score or WORTH.__getitem__),
+            prompts=[PROMPT],
+        )
+        trainer.objectives = Objectives(config, Baseline.none(1))
+        trainer.model.train()
+        trainer.current_gradient_accumulation_steps = 1  # as the training loop sets it
+        return trainer
+
+    def true_gradient(self) -> Tensor:
+        """Of mean worth - BETA KL(policy || reference), by enumeration."""
+        logprobs = response_logprobs(self.policy, self.tokenizer, PROMPT)[LISTED].double()
+        log_ratio = logprobs - self.law(self.reference).log()
+        objective = (logprobs.exp() * (self.worth - BETA * log_ratio)).sum()
+        return torch.autograd.grad(objective, self.policy.model.table)[0].flatten()
+
+    def all_groups(self, trainer: PolicyTrainer) -> dict:
+        """What the trainer makes of all groups of K responses; each counts by its probability."""
+        size = trainer.config.num_samples
+        groups = list(itertools.product(range(len(LISTED)), repeat=size))
+        trainer._answer = lambda: [self.tokens(place) for group in groups for place in group]
+        inputs = trainer._generate_and_score_completions([{"prompt": PROMPT} for group in groups for _ in group])
+        weights = self.law(self.policy)[torch.tensor(groups)].prod(1).repeat_interleave(size)
+        return inputs | {"advantages": inputs["advantages"] * weights * len(groups)}
+
+    def gradient(self, trainer: PolicyTrainer, inputs: dict) -> Tensor:
+        """That which the trainer's own loss follows."""
+        loss = trainer.compute_loss(trainer.model, inputs)
+        return -torch.autograd.grad(loss, self.policy.model.table)[0].flatten()
+
+    def mean_gradient(self, trainer: PolicyTrainer) -> Tensor:
+        return self.gradient(trainer, self.all_groups(trainer))
+
+    def tokens(self, place: int) -> list[int]:
+        text = RESPONSES[LISTED[place]]
+        return [*self.tokenizer.convert_tokens_to_ids(list(text)), self.tokenizer.eos_token_id]
+
+
+class Worth:
+    """A reward by table."""
+
+    def __init__(self, score) -> None:
+        self.of = score
+
+    def score(self, prompts) -> np.ndarray:
+        return np.array([[self.of(text)] for one in prompts for text in one.responses])
+
+
+@pytest.fixture
+def world(tmp_path) -> World:
+    return World(tmp_path / "policy")
+
+
+def cosine(one: Tensor, other: Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(one, other, dim=0))
+
+
+def off(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+def test_rloo_follows_the_true_gradient_and_clips_nothing(world, tmp_path):
+    trainer = world.trainer("rloo", tmp_path)
+
+    assert off(world.mean_gradient(trainer), world.true_gradient()) < 1e-5
+    assert trainer._metrics["train"]["clip_ratio/region_mean"] == [0.0]
+
+
+def test_grpo_without_scale_follows_half_the_true_gradient_of_pairs_and_clips_nothing(world, tmp_path):
+    """(K - 1) / K of it, and over the constant that its loss divides by."""
+    trainer = world.trainer("grpo", tmp_path, advantage_scale="none")
+
+    assert off(world.mean_gradient(trainer), world.true_gradient() / 2 / MAX_NEW_TOKENS) < 1e-5
+    assert trainer._metrics["train"]["clip_ratio/region_mean"] == [0.0]
+
+
+def test_grpo_turns_away_by_the_deviation_of_groups_and_by_length(world, tmp_path):
+    """The more so the more rewards differ in size: here some responses are worth much more than most."""
+    world.worth = world.worth**3
+    wanted = world.true_gradient()
+    trainer = world.trainer("grpo", tmp_path, lambda text: WORTH[text] ** 3)
+    inputs = world.all_groups(trainer)
+    by_group = cosine(world.gradient(trainer, inputs), wanted)
+    trainer.loss_type = "grpo"  # the mean over each response's tokens
+    by_both = cosine(world.gradient(trainer, inputs), wanted)
+    trainer.scale_rewards = "none"
+    by_length = cosine(world.mean_gradient(trainer), wanted)
+
+    assert (by_group, by_length, by_both) == pytest.approx((0.925, 0.980, 0.874), abs=0.001)
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_constant_reward_leaves_the_weights_as_they_are(world, tmp_path, algorithm):
+    world.reference.load_state_dict(world.policy.state_dict())
+    before = world.policy.model.table.detach().clone()
+    trainer = world.trainer(algorithm, tmp_path, lambda text: 0.7, num_samples=16, num_steps=3, learning_rate=0.1)
+    trainer.train()
+
+    assert torch.equal(world.policy.model.table, before)
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_missing_reward_teaches_nothing_and_takes_no_part_in_the_others_baseline(world, tmp_path, algorithm):
+    def advantages(score) -> list[float]:
+        trainer = world.trainer(algorithm, tmp_path, score, num_samples=3, beta=0.0)
+        trainer._answer = lambda: [world.tokens(place) for place in (0, 5, 9, 1, 2, 3)]
+        return trainer._generate_and_score_completions([{"prompt": PROMPT}] * 6)["advantages"].tolist()
+
+    texts = [RESPONSES[LISTED[place]] for place in (0, 5, 9, 1, 2, 3)]
+    worth = dict(zip(texts, [1.0, 3.0, float("nan"), float("nan"), 2.0, float("nan")], strict=True))
+    # the first group is 1 and 3: against the other -2 and 2, against the mean -1 and 1, over a deviation of sqrt(2);
+    # the second has one reward and nothing to hold it against
+    scaled = 1 / (2**0.5 + 1e-4)
+    first = [-2.0, 2.0] if algorithm == "rloo" else [-scaled, scaled]
+
+    assert advantages(worth.__getitem__) == pytest.approx([*first, 0, 0, 0, 0])
+
+
+def landed(world: World, trainer: PolicyTrainer) -> float:
+    trainer.train()
+    return total_variation(world.law(world.policy), optimum(world.law(world.reference), world.worth, BETA))
+
+
+@pytest.mark.slow
+def test_rloo_lands_on_the_closed_form(world, tmp_path):
+    settings = {"num_samples": 64, "num_steps": 200, "learning_rate": 0.2}
+    begun = total_variation(world.law(world.policy), optimum(world.law(world.reference), world.worth, BETA))
+    found = landed(world, world.trainer("rloo", tmp_path, **settings))
+
+    assert begun > 0.2
+    assert found < 0.01
+
+
+@pytest.mark.slow
+def test_grpo_as_often_run_lands_elsewhere(world, tmp_path):
+    """k3 of tokens in the loss, and the deviation of groups of four."""
+    settings = {"num_prompts": 16, "num_samples": 4, "num_steps": 200, "learning_rate": 0.2}
+    found = landed(world, world.trainer("grpo", tmp_path, kl_placement="loss", **settings))
+
+    assert found > 0.05
