@@ -9,11 +9,14 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from annotate.demonstration.quality import is_known, quality
 from annotate.identity import messages_digest
 from training.alignment_figures import LARGE, SMALL, Canvas, Chart, Curve, Mark, Point, ends, scale_of
 from training.models import TrainingRun
@@ -26,6 +29,7 @@ TOLD_HERE = {"stopped_by", "best_step"}  # of a run's result
 MAX_CHECKS = 20_000
 NUM_SHOWN_CHECKS = 100
 MAX_SAMPLES = 20_000  # lines read of a step's samples
+NUM_READ = 64  # answers of a step whose true quality is read
 MAX_STEPS = 40
 MAX_PROMPTS = 200
 MAX_RESPONSES = 4
@@ -67,6 +71,7 @@ class About:
 
 
 MEASURES = {
+    "quality": About("True quality", ".2f", "How good the answers are, which is known in the demonstration alone."),
     "kl": About("KL", ".2f", "Nats a response by which the policy has left the reference policy."),
     "spread": About("Spread", ".2f", "How far held-out reward models are apart; 1 is as on the training data."),
     "length": About("Length", ".1f", "Tokens of a response."),
@@ -120,8 +125,8 @@ def tracking(run: TrainingRun) -> Tracking | None:
     if not (checks or run.is_active):
         return None
     best, alarmed = best_step(checks, alarm), _step(alarm)
-    shown = _thinned(checks, {best, alarmed})
-    measured = [name for name in MEASURES if any(name in check.measures for check in checks)]
+    shown = _with_quality(run, _thinned(checks, {best, alarmed}))
+    measured = [name for name in MEASURES if any(name in check.measures for check in shown)]
     return Tracking(
         verdict=_verdict(run, checks, best, alarmed),
         why=clean(str(alarm.get("words") or "")),
@@ -183,6 +188,39 @@ def _thinned(checks: list[Check], kept: set[int | None]) -> list[Check]:
     every = math.ceil(len(checks) / NUM_SHOWN_CHECKS) or 1
     last = len(checks) - 1
     return [check for place, check in enumerate(checks) if place % every == 0 or place == last or check.step in kept]
+
+
+def _with_quality(run: TrainingRun, checks: list[Check]) -> list[Check]:
+    """What the policy's answers are truly worth, where that is known: beside it one sees what rewards miss."""
+    if run.project is None or not run.project.is_demonstration:
+        return checks
+    files = sample_files(run)
+    told = {check.step: _quality(files[check.step]) for check in checks if check.step in files}
+    return [
+        check
+        if (found := told.get(check.step)) is None
+        else replace(check, measures={**check.measures, "quality": found})
+        for check in checks
+    ]
+
+
+def _quality(path: Path) -> float | None:
+    try:
+        return _quality_as_of(path, path.stat().st_mtime_ns)
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=MAX_CHECKS)
+def _quality_as_of(path: Path, changed: int) -> float | None:
+    """The mean over prompts, of the first response to each; remembered, for reading a recipe takes a millisecond."""
+    first: dict[str, float] = {}
+    for told in objects(path, MAX_SAMPLES):
+        messages, text = messages_of(told), told.get("response")
+        key = messages_digest(messages)
+        if messages and isinstance(text, str) and key not in first and len(first) < NUM_READ and is_known(messages):
+            first[key] = quality(messages, text)
+    return fmean(first.values()) if first else None
 
 
 def _verdict(run: TrainingRun, checks: Sequence[Check], best: int | None, alarmed: int | None) -> str:
@@ -290,8 +328,9 @@ def _measure(
     ]
     across = scale_of([float(check.step) for check in checks], is_padded=False)
     first, newest = (f"{points[place].y.value:{about.form}}" for place in (0, -1))
+    is_share = about.form.endswith("%")
     upwards = scale_of(ends(points), include=[target[0]] if target else ())
-    canvas = Canvas(SMALL, across, upwards, is_share=about.form.endswith("%"))
+    canvas = Canvas(SMALL, across, _within_shares(upwards) if is_share else upwards, is_share=is_share)
     return Measure(
         about.label,
         newest,
@@ -303,6 +342,11 @@ def _measure(
             uprights=[(float(step), text) for step, text in ((best, "best"), (alarmed, "alarm")) if step is not None],
         ),
     )
+
+
+def _within_shares(scale: Scale) -> Scale:
+    """Without the room at the ends that no share can fill."""
+    return Scale(max(0.0, scale.low), min(1.0, scale.high)) if scale.low < 1 and scale.high > 0 else scale
 
 
 def _row(check: Check, measured: Sequence[str], best: int | None, alarmed: int | None) -> Row:

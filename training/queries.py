@@ -155,7 +155,9 @@ def _interval(told: Any) -> str:
 
 
 def words(name: str) -> str:
-    text = name.removeprefix("num_").replace("_", " ").capitalize().replace("Held out", "Held-out")
+    text = (
+        name.removeprefix("num_").replace("_num_", "_").replace("_", " ").capitalize().replace("Held out", "Held-out")
+    )
     return re.sub(r"\b[Kk]l\b", "KL", text)
 
 

@@ -1,8 +1,11 @@
 import json
 import math
+import os
 
 import pytest
 
+from annotate.demonstration.quality import quality
+from tests.factories import make_project
 from tests.training.factories import make_finished_run
 from tests.training.reports import leave
 from tests.training.trackings import ALARM, exploited, leave_checks, leave_samples, make_check
@@ -128,6 +131,29 @@ def test_verdict_says_what_the_guard_did(guard, alarm, verdict):
     assert found.why == (alarm.get("words") or "")
     assert found.is_guarded == (guard != "off")
     assert [upright.text for upright in found.charts[0].uprights] == (["alarm 120"] if found.is_alarmed else [])
+
+
+def test_shares_have_axes_of_shares():
+    found = tracking(leave_checks(make_rlhf(), [make_check(0, kl=0, reward=0, held_out=0, ended=1.0, repetition=0.0)]))
+    ticks = {measure.label: [tick.text for tick in measure.chart.y_ticks] for measure in found.measures}
+    assert (ticks["Ended"][-1], ticks["Repetition"][0]) == ("100%", "0%")
+
+
+def test_true_quality_stands_beside_where_it_is_known():
+    question = "My family of three likes tofu tray bake. Can I have the recipe?"
+    project = make_project(is_demonstration=True)
+    run = leave_checks(make_rlhf(project=project), exploited(2))
+    leave_samples(run, 0, num_prompts=1, prompt=[{"role": "user", "content": question}], response="- Kale")
+    leave_samples(run, 20, num_prompts=1, response="What is no recipe is not graded.")
+    found = tracking(run)
+    assert (found.columns[0], [row.cells[2] for row in found.rows]) == ("True quality", ["0.00", "not measured"])
+    good = "**Tofu tray bake for 3**\n\n- 450 g tofu\n- 300 g carrots\n\n1. Heat the oven to 200 degrees."
+    leave_samples(run, 20, num_prompts=1, prompt=question, response=good)
+    os.utime(run.run_dir / "samples" / "step-000020.jsonl", ns=(1, 1))
+    shown = float(tracking(run).rows[1].cells[2])
+    assert shown == round(quality([{"role": "user", "content": question}], good), 2) > 0.1
+    project.is_demonstration = False
+    assert "True quality" not in tracking(run).columns
 
 
 def test_rejection_sampling_counts_rounds():

@@ -162,7 +162,7 @@ def test_headline_picks_one_figure(result, headline):
 
 
 def test_words_spell_kl_as_papers_do():
-    assert [queries.words(name) for name in ("kl", "kl_target", "num_kl_steps", "num_held_out_prompts", "klein")] == [
+    assert [queries.words(name) for name in ("kl", "kl_target", "num_kl_steps", "held_out_num_prompts", "klein")] == [
         *("KL", "KL target", "KL steps", "Held-out prompts", "Klein")
     ]
 
