@@ -412,15 +412,15 @@ def _look_at_shards(run_id: int) -> None:
     if run is None:
         return
     still_waiting = Q(status=Status.WAITING, token=run.token)
-    shards = run.shards.order_by("finished_at")
-    if failed := shards.filter(status=Status.FAILED).first():
+    left = run.shards.exclude(status=Status.SUCCEEDED).order_by("finished_at")
+    if failed := left.filter(status=Status.FAILED).first():
         error = f"{failed}: {failed.error}"
         note = error.partition("\n")[0]
         _transition(run_id, Status.FAILED, still_waiting, note=note, error=error, finished_at=Now())
-    elif cancelled := shards.filter(status=Status.CANCELLED).first():
+    elif cancelled := left.filter(status=Status.CANCELLED).first():
         note = f"{cancelled} was cancelled"
         _transition(run_id, Status.CANCELLED, still_waiting, note=note, finished_at=Now())
-    elif not shards.active().exists() and _transition(run_id, Status.QUEUED, still_waiting, note="its shards are done"):
+    elif not left.exists() and _transition(run_id, Status.QUEUED, still_waiting, note="its shards are done"):
         start_run(run_id=run_id)
 
 

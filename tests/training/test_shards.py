@@ -221,6 +221,24 @@ def test_late_news_of_one_round_do_not_end_the_wait_for_the_next(execute, monkey
     assert state(run) == ("waiting", 0, 3)
 
 
+def test_shard_that_fails_while_shards_are_looked_at_is_not_taken_for_done(execute):
+    run = execute(make_parent(num_shards=1))
+    looked: list[str] = []
+
+    def fail_after_the_look_for_failures(execute, sql, *rest):
+        found = execute(sql, *rest)
+        looked.append(sql)
+        if len(looked) == 2:  # the first found the run
+            run.shards.update(status="failed")
+        return found
+
+    with connection.execute_wrapper(fail_after_the_look_for_failures):
+        services._look_at_shards(run.pk)
+    assert (state(run), states(run), len(looked) > 2) == (("waiting", 0, 1), ["failed"], True)
+    services._look_at_shards(run.pk)
+    assert state(run) == ("failed", 0, 1)
+
+
 @pytest.mark.slow
 def test_run_of_several_processes_waits_though_their_launcher_ends_otherwise(execute):
     run = execute(make_parent(num_processes=2))
