@@ -51,7 +51,9 @@ POLICY_GROUPS = {
         "generation_batch_size",
     ),
     "Rounds and shards": ("num_rounds", "num_shards"),
-    "What is kept": ("keep", "num_kept", "minimum_reward", "minimum_margin", "mixed_in", "has_random_twin"),
+    "What is kept": (
+        *("keep", "num_kept", "minimum_reward", "minimum_margin", "deduplicate", "mixed_in", "has_random_twin"),
+    ),
     "Loss": ("loss", "flip_rate", "lists"),
     "KL to the reference policy": ("reference_policy", "beta", "kl_target", "kl_placement"),
     "Policy gradient": ("algorithm", "advantage_scale"),
