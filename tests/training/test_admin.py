@@ -1,5 +1,6 @@
 import json
 import uuid
+from dataclasses import fields
 from html.parser import HTMLParser
 
 import pytest
@@ -22,7 +23,7 @@ from tests.training.factories import (
 from tests.training.reports import leave, make_curve, make_report
 from training import launch, services
 from training.alignment.config import CONFIGS
-from training.forms import GROUPS, POLICY_GROUPS, THE_RUN
+from training.forms import BASIC_FIELDS, FILE_FIELDS, GROUPS, POLICY_FORMS, POLICY_GROUPS, THE_RUN
 from training.models import Metric, PreferenceSet, TrainingRun
 
 pytestmark = pytest.mark.django_db
@@ -253,6 +254,12 @@ def test_groups_name_fields_that_there_are(groups):
     known = {name for config in CONFIGS.values() for name in config.__dataclass_fields__}
     named = [name for names in groups.values() for name in names]
     assert (set(named) - known, len(named)) == (set(), len(set(named)))
+
+
+@pytest.mark.parametrize("kind", sorted(POLICY_FORMS))
+def test_every_setting_of_a_policy_stands_under_a_heading(kind):
+    named = {name for names in POLICY_GROUPS.values() for name in names} | {*BASIC_FIELDS[kind], *FILE_FIELDS}
+    assert {item.name for item in fields(CONFIGS[kind])} - named == {"seed", "num_processes", "save_minutes"}
 
 
 def test_start_page_of_rlhf_says_where_to_look(staff: Client):
