@@ -74,9 +74,10 @@ from training.alignment.preferences import (
     Preference,
     PromptedResponses,
     RankedResponses,
+    distinct_prompts,
+    drawn,
     read_rankings,
 )
-from training.alignment.rejection_sampling import distinct_prompts, drawn
 from training.alignment.reward_model import agree, join_processes
 from training.alignment.reward_net import fit_length, silence_dropout
 from training.alignment.run_dir import (

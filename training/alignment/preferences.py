@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -162,6 +163,18 @@ def _read(path: Path, field: str, read: Callable[[dict[str, Any]], Row]) -> Iter
 def prompt_key(prompt: Messages) -> str:
     """What is the same for equal prompts and differs between others."""
     return json.dumps([[message["role"], message["content"]] for message in prompt])
+
+
+def distinct_prompts(path: Path, split: str) -> list[Messages]:
+    """The prompts of one split of a preference set, each once, in order."""
+    prompts = {prompt_key(ranked.prompt): ranked.prompt for ranked in read_rankings(path, split=split)}
+    return list(prompts.values())
+
+
+def drawn(prompts: list[Messages], wanted: int, rng: random.Random) -> list[Messages]:
+    """All prompts, or `wanted` of them drawn at random; the longest first, so that batches are of similar length."""
+    found = rng.sample(prompts, wanted) if 0 < wanted < len(prompts) else prompts
+    return sorted(found, key=lambda prompt: -sum(len(message["content"]) for message in prompt))
 
 
 def pairs(ranked: RankedResponses) -> Iterator[Preference]:

@@ -45,11 +45,14 @@ from scipy.special import stdtrit
 
 from training.alignment import best_of_n
 from training.alignment.config import ConfigError, RejectionSamplingConfig, SampleConfig
+from training.alignment.dpo import fine_tune_on_pairs
 from training.alignment.held_out_reward import GIVEN, HeldOut, held_out_reward, part_of, parts
 from training.alignment.policies import load_policy, policy_card, save_policy
 from training.alignment.preferences import (
     Messages,
     Preference,
+    distinct_prompts,
+    drawn,
     pairs,
     prompt_key,
     read_rankings,
@@ -104,18 +107,6 @@ def paired_gain(before: Sequence[float], after: Sequence[float]) -> tuple[float,
         return mean, None
     margin = float(stdtrit(len(gains) - 1, 0.975)) * stdev(gains) / math.sqrt(len(gains))
     return mean, [mean - margin, mean + margin]
-
-
-def distinct_prompts(path: Path, split: str) -> list[Messages]:
-    """The prompts of one split of a preference set, each once, in order."""
-    prompts = {prompt_key(ranked.prompt): ranked.prompt for ranked in read_rankings(path, split=split)}
-    return list(prompts.values())
-
-
-def drawn(prompts: list[Messages], wanted: int, rng: random.Random) -> list[Messages]:
-    """All prompts, or `wanted` of them drawn at random; the longest first, so that batches are of similar length."""
-    found = rng.sample(prompts, wanted) if 0 < wanted < len(prompts) else prompts
-    return sorted(found, key=lambda prompt: -sum(len(message["content"]) for message in prompt))
 
 
 @dataclass(frozen=True)
@@ -489,8 +480,6 @@ class _Line:
         }
         num_mixed_in, rng = round(config.mixed_in * len(kept)), random.Random(config.seed + number - 1)
         if config.keep == "pairs":
-            from training.alignment.dpo import fine_tune_on_pairs  # noqa: PLC0415 -- another trainer, where it is needed
-
             preferences = [Preference(row["prompt"], row["chosen"], row["rejected"]) for row in kept]
             judged = [pair for ranked in read_rankings(run.preferences, "train") for pair in pairs(ranked)]
             result = fine_tune_on_pairs(config, pairs=[*preferences, *_some(judged, num_mixed_in, rng)], **told)
