@@ -33,10 +33,9 @@ class ContestForm(forms.Form):
     def __init__(self, *args: Any, run: TrainingRun, user: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.run = run
-        names = contest_samples.challengers(run)
-        against = contest_samples.opponents(run)
-        self._choose("challenger", [(name, run.name if run.is_policy else name) for name in reversed(names)])
-        self._choose("opponent", list(against.items()))
+        called = contest_samples.names(run, user)
+        self._choose("challenger", [(name, called[name]) for name in reversed(contest_samples.challengers(run))])
+        self._choose("opponent", [(name, called[name]) for name in contest_samples.opponents(run)])
         projects: Any = self.fields["project"]
         projects.queryset = Project.objects.for_user(user)
         projects.initial = run.project_id

@@ -7,6 +7,7 @@ claimed at any time. Judgments are those of the overall order, whoever made them
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 from django.db.models import QuerySet
@@ -14,7 +15,7 @@ from django.db.models import QuerySet
 from annotate.models import OPEN, OVERALL, Annotator, Comparison, Judgment, Project
 from annotate.stats import bias, sequential
 from annotate.stats.sequential import Course
-from training import contest_samples, contest_services, plots, queries
+from training import contest_samples, contest_services, plots, queries, references
 from training.alignment.config import split_names
 from training.alignment_queries import clean, conversation, summary
 from training.models import Contest, ContestPair, TrainingRun
@@ -353,15 +354,21 @@ def _power(aim: str, aimed: float, wanted: int, num_pairs: int) -> str:
 
 @dataclass(frozen=True)
 class Box:
-    """What a run's page says of contests."""
+    """What a run's page says of contests; `compare_query` starts what makes answers of a policy that has left none."""
 
     made: list[Contest]
     may_send: bool
+    compare_query: str = ""
 
 
 def box(run: TrainingRun, user: Any) -> Box | None:
-    """Nothing for a run whose files hold no policy's answers."""
-    if not contest_samples.challengers(run):
+    """Nothing for a run that has no policy's answers to show, nor can get them."""
+    if contest_samples.challengers(run):
+        made = Contest.objects.for_user(user).filter(run=run).select_related("run", "project")
+        return Box(list(made), user.has_perm("annotate.change_project"))
+    if not run.is_policy:
         return None
-    made = Contest.objects.for_user(user).filter(run=run).select_related("run", "project")
-    return Box(list(made), user.has_perm("annotate.change_project"))
+    policies = [before for before in (str(run.config.get("policy", "")), str(run.model_dir.resolve())) if before]
+    named = {"policies": ", ".join(one for one in policies if one != references.NEW_TINY)}
+    on = {"preference_set": run.preference_set_id} if run.preference_set_id else {}
+    return Box([], may_send=False, compare_query=urlencode({**named, **on}))

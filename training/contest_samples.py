@@ -18,16 +18,18 @@ from typing import Any
 
 from annotate.identity import digest, messages_digest
 from annotate.models import OVERALL, Judgment, Project, Response
+from training import queries
 from training.alignment_queries import messages_of, objects
 from training.models import BEFORE, BEST, OPPONENTS, WRITTEN, TrainingRun
-from training.report_figures import as_dict, is_number
+from training.report_figures import as_dict, dicts, is_number, read_json
+from training.report_queries import REPORT
 
 BEFORE_FILE, AFTER_FILE = "samples_before.jsonl", "samples_after.jsonl"
 RESPONSES_FILE, SCORES_FILE = "responses.jsonl", "scores.jsonl"
 AFTER = "after"
 REWARDS = ("reward", "held_out_reward")
 MAX_LINES = 500_000
-MAX_SOURCE, MAX_NAME = 200, 500  # characters: of a response's model, and of a policy in a contest
+MAX_NAME = 500  # characters
 PROMPTS_AT_ONCE = 1000
 
 Messages = list[dict[str, Any]]
@@ -75,12 +77,22 @@ def challengers(run: TrainingRun) -> list[str]:
     return [name for name in as_dict(first.get("responses")) if len(name) <= MAX_NAME]
 
 
-def opponents(run: TrainingRun) -> dict[str, str]:
-    """Whom a challenger can be sent against, with what to call it; itself among them where there are several."""
+def opponents(run: TrainingRun) -> list[str]:
+    """Whom a challenger can be sent against; itself among them where there are several."""
     if not run.is_policy:
-        return {name: name for name in challengers(run)} | {name: OPPONENTS[name] for name in (WRITTEN, BEST)}
-    has_before = (run.run_dir / BEFORE_FILE).exists()
-    return {name: told for name, told in OPPONENTS.items() if has_before or name != BEFORE}
+        return [*challengers(run), WRITTEN, BEST]
+    return [*([BEFORE] if (run.run_dir / BEFORE_FILE).exists() else []), WRITTEN, BEST]
+
+
+def names(run: TrainingRun, user: Any = None) -> dict[str, str]:
+    """What people call challengers and opponents; a policy that a run of the user's has saved is called after it."""
+    if run.is_policy:
+        return {AFTER: run.name, **OPPONENTS}
+    told = dicts(read_json(run.run_dir / REPORT).get("policies"))
+    paths = {str(one.get("name")): str(one.get("path")) for one in told}
+    saved = queries.saving_runs(list(paths.values()), user)
+    known = {name: saved[path].told for name, path in paths.items() if path in saved}
+    return {name: name for name in challengers(run)} | known | {name: OPPONENTS[name] for name in (WRITTEN, BEST)}
 
 
 def pairs(run: TrainingRun, project: Project, challenger: str, opponent: str) -> Pairs:
@@ -155,7 +167,7 @@ def source_of(run: TrainingRun, policy: str) -> str:
     """What a policy's answers are filed under; never shown to annotators."""
     if run.is_policy:
         return f"{run}, before" if policy == BEFORE else str(run)
-    return f"{policy.rstrip('/')[-150:]} (run {run.pk})"[-MAX_SOURCE:]
+    return f"{names(run).get(policy, policy)[:150]}, in run {run.pk}"
 
 
 # People's answers

@@ -69,6 +69,8 @@ def send(
         raise CannotSend(_nothing(found.num_identical))
     told = {"aim": aim, "points": points, "num_wanted": num_votes(aim, points), "closed_at": None}
     told |= {"num_prompts": len(found.pairs), "num_identical": found.num_identical}
+    called = contest_samples.names(run, user)
+    told |= {"challenger_name": called[challenger], "opponent_name": called[opponent]}
     who = {"run": run, "project": project, "challenger": challenger, "opponent": opponent}
     contest, _ = Contest.objects.update_or_create(**who, defaults=told, create_defaults={**told, "created_by": user})
     _store(contest, found.pairs[: contest.num_wanted])

@@ -368,6 +368,8 @@ class Contest(models.Model):
     project = models.ForeignKey(Project, on_delete=models.PROTECT, related_name="contests")
     challenger = models.CharField(max_length=500, help_text="The policy that is to be better, as the run's files say.")
     opponent = models.CharField(max_length=500)
+    challenger_name = models.CharField(max_length=500, help_text="What people call it.")
+    opponent_name = models.CharField(max_length=500)
     aim = models.CharField(max_length=9, choices=Aim, default=Aim.EFFECT)
     points = models.FloatField(help_text="What the aim says, in percentage points.")
     num_wanted = models.PositiveIntegerField(help_text="Votes, one for each prompt.")
@@ -391,14 +393,6 @@ class Contest(models.Model):
 
     def __str__(self) -> str:
         return f"{self.challenger_name} against {self.opponent_name}"
-
-    @property
-    def challenger_name(self) -> str:
-        return self.run.name if self.run.is_policy else self.challenger
-
-    @property
-    def opponent_name(self) -> str:
-        return OPPONENTS.get(self.opponent, self.opponent) if self.run.is_policy else self.opponent
 
 
 class ContestPair(models.Model):

@@ -52,6 +52,10 @@ def make_policy(*, project: Project | None = None, num_prompts: int = NUM_PROMPT
 
 def make_comparison_of_policies(project: Project) -> TrainingRun:
     run = make_finished_run(kind="compare_policies", name="side-by-side", project=project)
+    trained = make_finished_run(kind="rlhf", name="by-rlhf", project=project)
+    paths = {"base": "hub/base", "rlhf": str(trained.model_dir.resolve())}
+    report = {"policies": [{"name": name, "path": path} for name, path in paths.items()]}
+    (run.run_dir / "report.json").write_text(json.dumps(report))
     rows = [
         {
             "prompt": prompt(number),
@@ -159,12 +163,16 @@ def test_who_can_be_sent():
     project = make_project()
     run = make_policy(project=project)
     assert contest_samples.challengers(run) == ["after"]
-    assert list(contest_samples.opponents(run)) == [BEFORE, WRITTEN, BEST]
+    assert contest_samples.opponents(run) == [BEFORE, WRITTEN, BEST]
     compared = make_comparison_of_policies(project)
     assert contest_samples.challengers(compared) == ["base", "rlhf"]
-    assert list(contest_samples.opponents(compared)) == ["base", "rlhf", WRITTEN, BEST]
+    assert contest_samples.opponents(compared) == ["base", "rlhf", WRITTEN, BEST]
     (pair, *_) = contest_samples.pairs(compared, project, "rlhf", "base").pairs
-    assert pair.challenger.source == f"rlhf (run {compared.pk})"
+    trained = TrainingRun.objects.get(name="by-rlhf")
+    assert pair.challenger.source == f"by-rlhf (run {trained.pk}), in run {compared.pk}"
+    assert pair.opponent.source == f"base, in run {compared.pk}"
+    contest = send(compared, challenger="rlhf", opponent="base").contest
+    assert str(contest) == f"by-rlhf (run {trained.pk}) against base"
     assert pair.scores == {"held_out_reward": [0.3, 0.1]}
     for other in (
         make_finished_run(kind="reward_model"),
@@ -423,6 +431,20 @@ def test_page_shows_how_many_votes_it_takes_and_sends(staff: Client):
     assert contest.created_by.username == "staff"
     assert inline(sent.content) == []
     assert f'href="{url("change", contest.pk)}"' in staff.get(run_url("change", run)).content.decode()
+
+
+def test_policy_without_answers_is_offered_a_comparison(staff: Client):
+    base = make_finished_run(kind="sft", name="base", config={"policy": "new:tiny"})
+    tuned = make_finished_run(kind="sft", name="tuned", config={"policy": str(base.model_dir.resolve())})
+    for run, policies in ((base, [base]), (tuned, [base, tuned])):
+        page = staff.get(run_url("change", run))
+        query = page.context["contests"].compare_query
+        assert query in page.content.decode()
+        form = staff.get(f"{reverse('admin:training_trainingrun_start', args=['compare_policies'])}?{query}").context[
+            "form"
+        ]
+        assert form["policies"].value() == ", ".join(str(one.model_dir.resolve()) for one in policies)
+    assert staff.get(run_url("change", make_finished_run())).context["contests"] is None
 
 
 def test_page_tells_the_verdict(staff: Client):

@@ -99,6 +99,17 @@ def test_ties_may_be_left_out_whatever_their_share():
     assert (log_e_value(wins, losses) >= CLAIM).any(axis=1).mean() < ALPHA
 
 
+def test_further_votes_on_a_pair_would_be_no_further_evidence():
+    # both policies win half of the prompts, but on each prompt people agree which is better: 5 votes on each of 60
+    rng = np.random.default_rng(9)
+    rates = rng.choice([0.1, 0.9], size=(2000, 60))
+    votes = rng.random((2000, 60, 5)) < rates[..., None]
+    for counted, at_most, at_least in ((votes[..., 0], ALPHA, 0.0), (votes.reshape(2000, -1), 1.0, 0.2)):
+        wins = counted.cumsum(axis=1)
+        claims = log_e_value(wins, np.arange(1, wins.shape[1] + 1) - wins) >= CLAIM
+        assert at_least <= claims.any(axis=1).mean() <= at_most
+
+
 def test_swapping_the_two_policies_mirrors_everything():
     votes = np.random.default_rng(5).integers(0, 2, 80)
     one, other = course(votes), course(1 - votes)
