@@ -40,9 +40,10 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Curve:
-    """Points in their order; `name` is its class in the style sheet. It has a band where figures have intervals.
+    """Points in their order; `name` is its class in the style sheet.
 
-    Scattered points are not joined, and have upright intervals instead of a band.
+    Intervals are a band where points go from left to right, and else an upright bar for each. Scattered points are not
+    joined.
     """
 
     name: str
@@ -50,8 +51,13 @@ class Curve:
     is_scattered: bool = False
 
     @property
+    def has_intervals(self) -> bool:
+        return any(point.y.low is not None for point in self.points)
+
+    @property
     def has_band(self) -> bool:
-        return len(self.points) > 1 and not self.is_scattered and any(point.y.low is not None for point in self.points)
+        places = [point.x for point in self.points]
+        return self.has_intervals and not self.is_scattered and len(places) > 1 and places == sorted(places)
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,9 @@ class Canvas:
             line="" if curve.is_scattered else self._path((point.x, point.y.value) for point in curve.points),
             band=self._path([*lower, *reversed(upper)]) if curve.has_band else "",
             dots=[self._place(point.x, point.y.value, point.told) for point in curve.points],
-            bars=[self._path(bar) for bar in zip(lower, upper, strict=True)] if curve.is_scattered else [],
+            bars=[]
+            if curve.has_band
+            else [self._path(bar) for bar in zip(lower, upper, strict=True) if bar[0] != bar[1]],
         )
 
     def _labels(self, marks: Sequence[Mark]) -> list[Place]:

@@ -25,7 +25,7 @@ from training.report_figures import NOT_MEASURED, as_dict, dicts, figure, is_num
 
 CHECKS, ALARM, SAMPLES = "checks.jsonl", "alarm.json", "samples"
 ALIGNING_KINDS = {"rejection_sampling", "rlhf", "dpo"}
-TOLD_HERE = {"stopped_by", "best_step"}  # of a run's result
+TOLD_HERE = {"stopped_by", "best_step", "saved_step"}  # of a run's result
 MAX_CHECKS = 20_000
 NUM_SHOWN_CHECKS = 100
 MAX_SAMPLES = 20_000  # lines read of a step's samples
@@ -227,13 +227,17 @@ def _verdict(run: TrainingRun, checks: Sequence[Check], best: int | None, alarme
     unit = _unit(run)
     if not checks:
         return "The policy has not been checked yet."
-    highest = "" if best is None else f" The held-out reward is highest at {unit} {best}."
+    saved = _step({"step": (run.result or {}).get("saved_step")})
+    highest = "" if best is None else f" The held-out reward is highest at {unit} {best}{_kept(unit, saved)}."
     if alarmed is None:
         return ("Only recorded, not guarded." if run.config.get("guard") == "off" else "No alarm.") + highest
     if run.config.get("guard") == "stop":
-        kept = "" if best is None else f"; the policy of {unit} {best} is kept"
-        return f"Stopped by the guard at {unit} {alarmed}{kept}."
+        return f"Stopped by the guard at {unit} {alarmed}{_kept(unit, best)}."
     return f"The guard raised an alarm at {unit} {alarmed}, and was told to go on.{highest}"
+
+
+def _kept(unit: str, step: int | None) -> str:
+    return "" if step is None else f"; the policy of {unit} {step} is kept"
 
 
 def _unit(run: TrainingRun) -> str:

@@ -40,9 +40,16 @@ def test_scattered_points_have_upright_intervals():
             line="",
             band="",
             dots=[Place("38.0", "61.0", "one"), Place("134.0", "61.0")],
-            bars=["38.0,84.5 38.0,14.0", "134.0,61.0 134.0,61.0"],
+            bars=["38.0,84.5 38.0,14.0"],
         )
     ]
+
+
+def test_a_curve_that_goes_back_has_bars_instead_of_a_band():
+    points = [Point(0, Range(0.5)), Point(10, Range(0.5, 0.25, 1.0)), Point(5, Range(0.5, 0.0, 1.0))]
+    (curve,) = draw([Curve("held_out", points)]).curves
+    assert (curve.band, curve.bars) == ("", ["230.0,84.5 230.0,14.0", "134.0,108.0 134.0,14.0"])
+    assert curve.line == "38.0,61.0 230.0,61.0 134.0,61.0"
 
 
 def test_labels_give_way_to_those_before_them_and_rings_do_not():

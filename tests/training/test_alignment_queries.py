@@ -133,6 +133,12 @@ def test_verdict_says_what_the_guard_did(guard, alarm, verdict):
     assert [upright.text for upright in found.charts[0].uprights] == (["alarm 120"] if found.is_alarmed else [])
 
 
+def test_verdict_says_which_policy_is_kept_once_it_is():
+    run = leave_checks(make_rlhf(result={"model": "model", "saved_step": 160}), exploited())
+    told = "No alarm. The held-out reward is highest at step 80; the policy of step 160 is kept."
+    assert tracking(run).verdict == told
+
+
 def test_shares_have_axes_of_shares():
     found = tracking(leave_checks(make_rlhf(), [make_check(0, kl=0, reward=0, held_out=0, ended=1.0, repetition=0.0)]))
     ticks = {measure.label: [tick.text for tick in measure.chart.y_ticks] for measure in found.measures}
