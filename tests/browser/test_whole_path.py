@@ -139,6 +139,8 @@ def test_whole_path(page: Page, kitchen: Installation, shoot: Shoot, tmp_path: P
         num_samples="4",
         num_prompts="12",
         num_held_out_prompts="8",
+        num_guards="2",
+        num_checked="2",
         max_new_tokens="64",
     )
     shoot("rejection-sampling")
