@@ -49,7 +49,8 @@ from training.alignment.text_measures import diversity, repetition
 
 CHECKS, ALARM, SAMPLES = "checks.jsonl", "alarm.json", "samples"
 MAX_TOKENS = 16384
-NUM_LOGITS = 2**27  # of each policy at a time: half a gigabyte of them, and some copies
+NUM_LOGITS = 2**28  # of each policy at a time: a gigabyte of them
+NUM_COMPARED = 2**22  # of these at a time: several copies are made of them
 
 Config = RejectionSamplingConfig | RlhfConfig | DpoConfig
 Proxy = Callable[[Sequence[PromptedResponses]], list[list[float]]]
@@ -396,11 +397,13 @@ def divergences(
         begins = [len(pairs[place][0]) - 1 for place in places]
         ends = [len(sequences[place]) - (not pairs[place][1].is_ended) for place in places]
         first = min(begins)
-        own = _next_logprobs(policy, ids, mask, first)
+        own = _next_logits(policy, ids, mask, first)
         with as_reference():
-            other = _next_logprobs(reference, ids, mask, first)
+            other = _next_logits(reference, ids, mask, first)
         counts = _between(begins, ends, ids.shape[1], device)[:, first:]
-        kl, entropy = (_expected(own, values).double().where(counts, 0.0) for values in (own - other, -own))
+        size = max(1, NUM_COMPARED // (len(places) * vocabulary))
+        parts = zip(*map(_compared, own.split(size, 1), other.split(size, 1)), strict=True)
+        kl, entropy = (torch.cat(values, 1).double().where(counts, 0.0) for values in parts)
         for place, *sums in zip(
             places, kl.sum(1).tolist(), entropy.sum(1).tolist(), counts.sum(1).tolist(), strict=True
         ):
@@ -408,12 +411,17 @@ def divergences(
     return found
 
 
-def _next_logprobs(model: Any, ids: Tensor, mask: Tensor, first: int) -> Tensor:
-    """(B, T - first, V) log-probabilities of the token after each place from `first` on, in single precision."""
+def _next_logits(model: Any, ids: Tensor, mask: Tensor, first: int) -> Tensor:
+    """(B, T - first, V) of the token after each place from `first` on."""
     num_places = ids.shape[1] - first
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=num_places).logits
-    logprobs: Tensor = logits[:, -num_places:].float().log_softmax(-1)
-    return logprobs
+    logits: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=num_places).logits
+    return logits[:, -num_places:]
+
+
+def _compared(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, T, V) logits of both -> (B, T) the KL of the first from the second and the entropy, in single precision."""
+    logprobs, others = (logits.float().log_softmax(-1) for logits in (own, other))
+    return _expected(logprobs, logprobs - others), _expected(logprobs, -logprobs)
 
 
 def _expected(logprobs: Tensor, values: Tensor) -> Tensor:
