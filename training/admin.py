@@ -338,8 +338,12 @@ class TrainingRunAdmin(PageAdmin):
         project = get_object_or_404(Project.objects.for_user(request.user), pk=asked if is_id(asked) else 0)
         if not run.is_policy:
             raise Http404
-        services.answer_live(run=run, project=project)
-        messages.info(request, f"{run.name} answers the prompts that annotators of {project} write.")
+        try:
+            services.answer_live(run=run, project=project)
+        except services.CannotServe as error:
+            messages.error(request, str(error))
+        else:
+            messages.info(request, f"{run.name} answers the prompts that annotators of {project} write.")
         return redirect("admin:training_trainingrun_change", pk)
 
     @method_decorator(require_POST)

@@ -73,6 +73,10 @@ class CannotFreeze(Exception):
     """No preference set can be made of this; the message says why."""
 
 
+class CannotServe(Exception):
+    """Nothing here answers for such a policy."""
+
+
 class ClaimLost(Exception):
     """Another worker holds the run now, or nobody: this one must stop and write nothing more."""
 
@@ -332,7 +336,13 @@ def _cancel(run_id: int, note: str) -> None:
 
 
 def answer_live(*, run: TrainingRun, project: Project) -> Endpoint:
-    """Let a run's policy answer the prompts that a project's annotators write."""
+    """Let a run's policy answer the prompts that a project's annotators write.
+
+    Raises:
+        CannotServe: it was saved as adapters alone, which `transformers serve` does not load.
+    """
+    if (run.model_dir / "adapter_config.json").is_file():
+        raise CannotServe(f"{run.name} was saved as an adapter; a policy that is served live has to be saved merged.")
     name, model = f"{run.name} (run {run.pk})", str(run.model_dir)
     values = {"kind": Endpoint.Kind.POLICY, "model": model, "is_active": True}
     return Endpoint.objects.update_or_create(project=project, name=name, defaults=values)[0]

@@ -591,6 +591,16 @@ def test_a_policy_can_answer_live_prompts(staff: Client):
     assert staff.post(run_url("answer", make_finished_run()), {"project": project.pk}).status_code == 404
 
 
+def test_adapters_alone_cannot_answer_live_prompts(staff: Client):
+    run, project = make_finished_run(kind="dpo"), make_project()
+    (run.model_dir / "adapter_config.json").write_text("{}")
+
+    page = staff.post(run_url("answer", run), {"project": project.pk}, follow=True).content.decode()
+
+    assert "was saved as an adapter; a policy that is served live has to be saved merged." in page
+    assert not Endpoint.objects.exists()
+
+
 def test_cancel_needs_a_token():
     client = Client(enforce_csrf_checks=True)
     client.force_login(make_staff())
