@@ -157,7 +157,8 @@ def _words(contest: Contest, known: Course) -> tuple[str, bool]:
         return (
             f"{said}. That is decided since vote {num}." if decision != "go_on" else f"{said}."
         ), decision != "go_on"
-    width = float(known.highs[-1] - known.lows[-1]) if len(known.highs) else 1.0
+    low, high = known.interval
+    width = high - low
     is_enough = width <= contest.points / 50
     return f"{said}. The win rate is known {'to' if is_enough else 'no closer than to'} {_within(width)}.", is_enough
 
@@ -203,7 +204,7 @@ def _human(known: Course) -> Shown:
     if not len(known.wins):
         return "People", None, HUMAN_HELP
     rate = float(known.wins[-1]) / len(known.wins)
-    return "People", Range(rate, float(known.lows[-1]), float(known.highs[-1])), HUMAN_HELP
+    return "People", Range(rate, *known.interval), HUMAN_HELP
 
 
 def _foreseen(scores: Sequence[Any]) -> list[Shown]:

@@ -112,12 +112,16 @@ Found = dict[str, tuple[Messages, Answer]]
 
 
 def _answers(run: TrainingRun, policy: str) -> Found:
-    """The first answer of a policy to each prompt."""
+    """The first answer of a policy to each prompt, if it is one that can be stored."""
     found: Found = {}
     for prompt, answer in _listed(run, policy):
-        if prompt and _is_storable(answer.text) and all(_is_storable(one["content"]) for one in prompt):
-            found.setdefault(messages_digest(prompt), (prompt, answer))
-    return found
+        if prompt and (key := messages_digest(prompt)) not in found:
+            found[key] = (prompt, answer)
+    return {key: own for key, own in found.items() if all(map(_is_storable, _texts(*own)))}
+
+
+def _texts(prompt: Messages, answer: Answer) -> list[str]:
+    return [answer.text, *(one["content"] for one in prompt)]
 
 
 def _listed(run: TrainingRun, policy: str) -> Iterator[tuple[Messages, Answer]]:
@@ -160,7 +164,11 @@ def _messages(told: dict[str, Any]) -> Messages:
 
 def _is_storable(text: str) -> bool:
     """Whether the database takes it: neither half a character nor a NUL."""
-    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
 
 
 def source_of(run: TrainingRun, policy: str) -> str:

@@ -73,7 +73,9 @@ def send(
     told |= {"challenger_name": called[challenger], "opponent_name": called[opponent]}
     who = {"run": run, "project": project, "challenger": challenger, "opponent": opponent}
     contest, _ = Contest.objects.update_or_create(**who, defaults=told, create_defaults={**told, "created_by": user})
-    _store(contest, found.pairs[: contest.num_wanted])
+    there = set(contest.pairs.values_list("comparison__prompt__digest", flat=True))
+    new = [pair for pair in found.pairs if messages_digest(pair.prompt) not in there]  # one pair for each prompt
+    _store(contest, new[: max(0, contest.num_wanted - len(there))])
     return Sent(contest, guidance.ask_first(project=project, pairs=_unjudged(contest)))
 
 

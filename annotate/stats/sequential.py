@@ -66,6 +66,12 @@ class Course:
     """(N,) the confidence sequence for the win rate; all of them hold at once with probability 1 - alpha."""
 
     @property
+    def interval(self) -> tuple[float, float]:
+        """What all intervals so far have in common; the last one where they have nothing, which is rare."""
+        low, high = self.lows.max(initial=0.0), self.highs.min(initial=1.0)
+        return (float(low), float(high)) if low < high else (float(self.lows[-1]), float(self.highs[-1]))
+
+    @property
     def p_value(self) -> float:
         """Anytime-valid: the smallest of 1/E so far, at most 1."""
         return float(1 / max(1.0, self.e_values.max(initial=1.0)))

@@ -242,6 +242,21 @@ def test_no_more_are_sent_than_are_wanted_and_more_when_more_are_wanted():
     assert list(more.pairs.values_list("comparison", flat=True))[: len(first)] == first
 
 
+def test_a_prompt_is_asked_with_one_pair_even_if_people_come_to_like_another_answer():
+    project = make_project()
+    liked = make_comparison(
+        prompt=make_prompt(project=project, messages=prompt(0)), contents=("good", "bad"), models=("m1", "m2")
+    )
+    run = make_policy(project=project, num_prompts=1)
+    make_judgment(comparison=liked, order=[[0], [1]])
+    contest = send(run, opponent=BEST).contest
+    for _ in range(2):
+        make_judgment(comparison=liked, order=[[1], [0]])
+    assert contest_samples.pairs(run, project, "after", BEST).pairs[0].opponent.text == "bad"
+    assert send(run, opponent=BEST).contest == contest
+    assert [pair.opponent.content for pair in contest.pairs.all()] == ["good"]
+
+
 def test_what_is_judged_or_held_is_not_asked_again():
     run = make_policy(num_prompts=3)
     contest = send(run).contest
@@ -276,7 +291,7 @@ def test_closing_asks_nobody_any_more_and_sending_again_opens():
     assert contest_services.close(contest=contest) == 0
 
     again = send(run)
-    assert (again.contest.closed_at, again.asked.num_open) == (None, 2)
+    assert (again.contest.closed_at, again.asked.num_further) == (None, 2)
     assert annotate_services.lease_next(project=run.project, annotator=make_annotator()) is not None
 
 

@@ -140,6 +140,12 @@ def test_what_has_been_decided_stays_decided():
     assert decide(made([0.4, 0.45], [0.7, 0.61]), 0.1) == ("go_on", 2)
 
 
+def test_interval_is_what_all_intervals_have_in_common():
+    assert made([0.4, 0.51, 0.49], [0.9, 0.8, 0.85]).interval == (0.51, 0.8)
+    assert made([0.4, 0.8, 0.1], [0.9, 0.95, 0.3]).interval == (0.1, 0.3)
+    assert made([], []).interval == (0.0, 1.0)
+
+
 def test_how_many_votes_more():
     assert decide(course([1] * 300 + [0] * 200), 0.1)[0] == "better"
     assert num_more(0, 0, 0.1) == pytest.approx(226, abs=10)  # until nothing as large as .6 is left
