@@ -213,13 +213,15 @@ def _score(path: Path, name: str) -> None:
     from annotate.demonstration.quality import quality
     from training.alignment.preferences import PromptedResponses
     from training.alignment.reward import load_reward
+    from training.alignment.score_cache import ScoreCache
 
     prepare()
     rows = [json.loads(line) for line in (FOLDER / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     if name == "true":
         found = [[quality(row["prompt"], text) for text in row["responses"]] for row in rows]
     else:
-        reward = load_reward(FOLDER / "rewards" / name / "model", "cpu")
+        cache = ScoreCache(FOLDER / "scores.sqlite3")  # what combines asks its members for what they were asked before
+        reward = load_reward(FOLDER / "rewards" / name / "model", "cpu", cache=cache)
         asked = [PromptedResponses(row["prompt"], tuple(row["responses"])) for row in rows]
         found = [one.scores for one in reward.score_prompts(asked)]
     path.write_text(json.dumps(found))

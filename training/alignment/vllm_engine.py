@@ -66,7 +66,7 @@ class VllmEngine:
                     temperature=temperature,
                     top_p=top_p,
                     max_tokens=max_new_tokens,
-                    seed=seed,
+                    seed=seed % 2**63,  # -1 would mean none
                     stop_token_ids=sorted(ends),
                     detokenize=False,
                 )
