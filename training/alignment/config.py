@@ -368,7 +368,7 @@ class RlhfConfig(GuardConfig, SamplingConfig, PolicyConfig):
     constraint: int = option(0, "Of constrained: which objective has a floor, counted from 1.", minimum=0)
     floor: float = option(0.0, "Of constrained: what its mean must not fall below.")
     num_steps: int = option(200, "Optimizer steps.", minimum=1)
-    num_prompts: int = option(8, "Prompts in one step, over all processes.", minimum=1)
+    num_prompts: int = option(8, "Prompts in one step, shared equally by all processes.", minimum=1)
     num_samples: int = option(4, "Responses to each of them (K).", minimum=2, maximum=256)
     learning_rate: float = option(1e-5, "Peak learning rate of AdamW; 1e-6 for billions of weights.", minimum=0)
     beta: float = option(0.05, "The weight of the KL to the reference policy, in reward per nat.", minimum=0)
@@ -377,14 +377,15 @@ class RlhfConfig(GuardConfig, SamplingConfig, PolicyConfig):
     )
     kl_placement: str = option(
         "reward",
-        "reward: the log-ratio taken off the reward (k1), which follows the true gradient; loss: an estimate of each "
-        "token added to the loss (k3), as GRPO is often run, which does not; of grpo only.",
+        "reward: the log-ratio of the response taken off the reward (k1), which follows the true gradient; loss: an "
+        "estimate of each token (k3) times the token's ratio added to the loss, as TRL runs GRPO, which leaves out "
+        "what a token does to later ones and so ends elsewhere; of grpo only.",
         choices=("reward", "loss"),
     )
     advantage_scale: str = option(
         "group",
-        "Of grpo: what advantages are divided by. group: the deviation among a prompt's responses; batch: among all; "
-        "none.",
+        "Of grpo: what advantages are divided by. group: the deviation among a prompt's responses, which turns the "
+        "gradient away from the true one, as prompts on which it is small count more; batch: among all; none.",
         choices=("group", "batch", "none"),
     )
     normalise: bool = option(
@@ -401,6 +402,12 @@ class RlhfConfig(GuardConfig, SamplingConfig, PolicyConfig):
         super().__post_init__()
         if self.algorithm != "grpo" and self.kl_placement == "loss":
             raise ConfigError("kl_placement: loss is of grpo only")
+        if self.kl_target and not self.beta:
+            raise ConfigError("beta: begin above 0 where kl_target is to adapt it")
+        if self.num_prompts % self.num_processes:
+            raise ConfigError(f"num_prompts: {self.num_prompts} cannot be shared by {self.num_processes} processes")
+        if self.objective == "adaptive" and min(self.objective_weights, default=1.0) <= 0:
+            raise ConfigError("weights: of adaptive are above zero")
         num_objectives = len(self.objectives)
         if self.weights and len(self.objective_weights) != num_objectives:
             raise ConfigError(f"weights: {len(self.objective_weights)} numbers for {num_objectives} objectives")

@@ -92,16 +92,11 @@ class Objectives:
     Args:
         config: which rewards count for how much.
         baseline: of the reference policy.
-
-    Raises:
-        ConfigError: adaptive weights that do not begin above zero.
     """
 
     def __init__(self, config: RlhfConfig, baseline: Baseline) -> None:
         self.config, self.baseline = config, baseline
         self.first_weights: Floats = np.asarray(config.objective_weights, dtype=np.float64)
-        if config.objective == "adaptive" and (self.first_weights <= 0).any():
-            raise ConfigError("weights: of adaptive are above zero")
         self.weights = self.first_weights.copy()
         """(O,) of now."""
         self.multiplier = 0.0

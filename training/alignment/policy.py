@@ -61,8 +61,14 @@ from training.alignment.held_out_reward import held_out_reward
 from training.alignment.kl import AdaptiveKl, response_log_ratio
 from training.alignment.objectives import Baseline, Floats, Objectives
 from training.alignment.policies import load_policy, policy_card, prepare, save_policy, trainer_arguments
-from training.alignment.preferences import Messages, PromptedResponses, encode_prompt, prompt_key
-from training.alignment.rejection_sampling import distinct_prompts
+from training.alignment.preferences import (
+    Messages,
+    PromptedResponses,
+    distinct_prompts,
+    drawn,
+    encode_prompt,
+    prompt_key,
+)
 from training.alignment.reward import load_reward, score_cache
 from training.alignment.reward_model import agree, join_processes
 from training.alignment.reward_net import fit_length
@@ -90,6 +96,7 @@ def train_policy(config: RlhfConfig, run_dir: RunDir, stop: StopFlag) -> dict[st
 
     Raises:
         ConfigError: there is no prompt or no reward, or what is named cannot serve.
+        FloatingPointError: the loss is no longer a number.
         Interrupted: `stop` became true; a checkpoint is left.
     """
     if not config.objectives:
@@ -116,14 +123,10 @@ class _Run:
 
     def __init__(self, config: RlhfConfig, run_dir: RunDir, stop: StopFlag, accelerator: Accelerator) -> None:
         self.config, self.run_dir, self.stop, self.accelerator = config, run_dir, stop, accelerator
-        if config.num_prompts % accelerator.num_processes:
-            raise ConfigError(
-                f"num_prompts: {config.num_prompts} cannot be shared equally by {accelerator.num_processes} processes"
-            )
         self.preferences = run_dir.resolve(config.preferences)
         self.prompts = distinct_prompts(self.preferences, "train")
-        test = distinct_prompts(self.preferences, "test")
-        self.held_out_prompts = random.Random(config.seed).sample(test, min(len(test), config.num_held_out_prompts))
+        rng = random.Random(config.seed)
+        self.held_out_prompts = drawn(distinct_prompts(self.preferences, "test"), config.num_held_out_prompts, rng)
         if not self.prompts:
             raise ConfigError("preferences: the train split has no prompt to answer")
 
@@ -297,7 +300,13 @@ class _Report(Report):
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs = kwargs["logs"]
-        if not state.is_world_process_zero or "loss" not in logs:
+        if "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise FloatingPointError(
+                f"the loss of step {state.global_step} is {logs['loss']}; try a lower learning_rate"
+            )
+        if not state.is_world_process_zero:
             return
         spent = self.trainer.spent
         values = {

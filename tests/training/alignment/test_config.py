@@ -70,6 +70,13 @@ def test_text_is_read_as_the_type_of_its_field():
             "constraint: 3 is none of the 2 objectives",
         ),
         ("rlhf", {"num_samples": 1}, "num_samples: 1 is below 2"),
+        ("rlhf", {"kl_target": 2.0, "beta": 0.0}, "beta: begin above 0 where kl_target is to adapt it"),
+        ("rlhf", {"num_prompts": 3, "num_processes": 2}, "num_prompts: 3 cannot be shared by 2 processes"),
+        (
+            "rlhf",
+            {"reward_model": "a, b", "objective": "adaptive", "weights": "1, -1"},
+            "weights: of adaptive are above zero",
+        ),
         ("dpo", {"lists": "plackett_luce", "loss": "ipo"}, "lists: plackett_luce goes with the loss sigmoid"),
     ],
 )

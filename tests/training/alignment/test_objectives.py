@@ -89,11 +89,6 @@ def test_adaptive_weights_wait_while_an_objective_is_missing():
     assert found.weights.tolist() == [1, 1]
 
 
-def test_adaptive_weights_must_begin_above_zero():
-    with pytest.raises(ConfigError, match="weights: of adaptive are above zero"):
-        objectives(objective="adaptive", weights="1, -1")
-
-
 def test_multiplier_rises_below_the_floor_and_falls_to_nothing_above():
     found = objectives(objective="constrained", constraint=2, floor=12.0)
     multipliers = []
