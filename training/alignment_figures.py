@@ -27,7 +27,7 @@ class Frame(NamedTuple):
     bottom: int
 
 
-LARGE = Frame(360, 250, left=44, right=14, top=18, bottom=42)
+LARGE = Frame(360, 250, left=50, right=14, top=18, bottom=42)
 SMALL = Frame(240, 130, left=38, right=10, top=14, bottom=22)
 
 
@@ -113,12 +113,16 @@ class Chart:
 
 @dataclass(frozen=True)
 class Canvas:
-    """A frame with the axes of what is drawn in it; upwards may stand shares, which are told in per cent."""
+    """A frame with the axes of what is drawn in it.
+
+    Upwards may stand shares, which are told in per cent, and to the right whole numbers, which have none between them.
+    """
 
     frame: Frame
     x: Scale
     y: Scale
     is_share: bool = False
+    is_counted: bool = False
 
     def chart(
         self,
@@ -143,7 +147,9 @@ class Canvas:
             rings=[self._place(mark.x, mark.y) for mark in marks if mark.is_ringed],
             levels=[self._place(self.x.low, value, text) for value, text in levels],
             uprights=[self._place(value, self.y.high, text) for value, text in uprights],
-            x_ticks=[Tick(_text(self._across(value)), text) for value, text in ticks(self.x)],
+            x_ticks=[
+                Tick(_text(self._across(value)), text) for value, text in ticks(self.x, least=float(self.is_counted))
+            ],
             y_ticks=[Tick(_text(self._down(value)), text) for value, text in ticks(self.y, is_share=self.is_share)],
             box=f"0 0 {width} {height}",
             left=f"{left}",
@@ -223,9 +229,9 @@ def _high(found: Range) -> float:
     return found.value if found.high is None else found.high
 
 
-def ticks(scale: Scale, *, is_share: bool = False) -> list[tuple[float, str]]:
-    """A few round numbers on an axis."""
-    step = _round_step((scale.high - scale.low) / MAX_TICKS)
+def ticks(scale: Scale, *, is_share: bool = False, least: float = 0.0) -> list[tuple[float, str]]:
+    """A few round numbers on an axis, apart by no less than `least`."""
+    step = max(least, _round_step((scale.high - scale.low) / MAX_TICKS))
     first, last = math.ceil(scale.low / step - 1e-9), math.floor(scale.high / step + 1e-9)
     places = max(0, -math.floor(math.log10(step) + 1e-9))
     values = [number * step for number in range(first, last + 1)]

@@ -334,7 +334,7 @@ def _measure(
     first, newest = (f"{points[place].y.value:{about.form}}" for place in (0, -1))
     is_share = about.form.endswith("%")
     upwards = scale_of(ends(points), include=[target[0]] if target else ())
-    canvas = Canvas(SMALL, across, _within_shares(upwards) if is_share else upwards, is_share=is_share)
+    canvas = Canvas(SMALL, across, _within_shares(upwards) if is_share else upwards, is_share, is_counted=True)
     return Measure(
         about.label,
         newest,

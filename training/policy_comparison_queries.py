@@ -20,7 +20,7 @@ from training.report_figures import NOT_MEASURED, Row, as_dict, dicts, figure, i
 from training.report_queries import REPORT
 
 TOLD_HERE = {
-    *("num_prompts", "num_samples", "num_policies", "held_out_votes"),
+    *("num_prompts", "num_samples", "num_policies", "held_out_votes", "best"),
     *("win_rate", "win_rate_interval", "length_controlled_win_rate"),
 }  # of a run's result
 NUM_PAIRS = 10  # of each sort of samples
@@ -234,9 +234,9 @@ def _chart(told: Sequence[dict[str, Any]], names: Sequence[str]) -> Chart | None
         + "; ".join(point.told for point in points)
         + ".",
         x_label=f"√KL to {_short(names[0])}",
-        y_label="Held-out gain",
+        y_label=f"Held-out gain over {_short(names[0])}",
         marks=[Mark(point.x, point.y.value, _short(point.told.rpartition(": ")[0])) for point in points],
-        levels=[(0.0, _short(names[0]))],
+        levels=[(0.0, "")],
     )
 
 

@@ -88,6 +88,11 @@ def test_ticks_are_a_few_round_numbers(scale, texts):
     assert [text for _, text in ticks(scale)] == texts
 
 
+def test_ticks_of_counts_are_whole():
+    assert [text for _, text in ticks(Scale(0, 2.1), least=1.0)] == ["0", "1", "2"]
+    assert [text for _, text in ticks(Scale(0, 42), least=1.0)] == ["0", "10", "20", "30", "40"]
+
+
 def test_ticks_of_shares_are_in_per_cent():
     assert [text for _, text in ticks(Scale(0.02, 0.05), is_share=True)] == ["2%", "3%", "4%", "5%"]
     assert [text for _, text in ticks(Scale(0.021, 0.024), is_share=True)] == ["2.1%", "2.2%", "2.3%", "2.4%"]
