@@ -140,7 +140,7 @@ class _Run:
             config,
             run_dir=self.run_dir,
             accelerator=self.accelerator,
-            reference=(trainer.reference or trainer.policy, tokenizer),
+            reference=(trainer.policy if trainer.reference is None else trainer.reference, tokenizer),
             prompts=self.held_out_prompts,
             proxy=lambda prompts: _by_prompt(trainer.objectives.proxy(rewards.score(prompts)), prompts),
             held_out=held_out,
@@ -503,8 +503,8 @@ class PolicyTrainer(RunDirTrainer):
     # Prompts and responses
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
-        with warnings.catch_warnings():  # TRL and PEFT ask by a name of transformers 4
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        with warnings.catch_warnings():  # TRL asks by names of transformers 4
+            warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing\w*`", FutureWarning)
             return super()._generate_and_score_completions(inputs)  # type: ignore[misc]
 
     def _tokenize_prompts(self, prompts: list[Messages]) -> tuple[list[list[int]], None, dict[str, Any]]:
@@ -516,9 +516,14 @@ class PolicyTrainer(RunDirTrainer):
         self._prompt_ids = [encoded[prompt_key(prompt)] for prompt in prompts]
         return self._prompt_ids, None, {}
 
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.spent[name] = time.perf_counter() - started
+
     def _answer(self) -> list[list[int]]:
         """The tokens of a response to each row's prompt; a row's prompt is that of K rows."""
-        started = time.perf_counter()
         size, step = self.config.num_samples, int(self.state.global_step)
         own = self._asked[::size]
         first = self.accelerator.process_index * len(own)
@@ -537,7 +542,6 @@ class PolicyTrainer(RunDirTrainer):
                 answers |= {key: iter(responses) for key, responses in zip(prompts, found, strict=True)}
         self.policy.train(was_training)
         responses = [next(answers[prompt_key(prompt)]) for prompt in own for _ in range(size)]
-        self.spent["generation"] = time.perf_counter() - started
         return [[*one.ids, *([] if one.end is None else [one.end])] for one in responses]
 
     # Rewards
@@ -579,9 +583,10 @@ class PolicyTrainer(RunDirTrainer):
         """(N,) less the lowest of each prompt's, which changes no advantage but what is rounded off.
 
         Where all are alike the advantages are then 0, and not the rounding of a mean, which Adam would take for a
-        direction like any other.
+        direction like any other. A deviation among all is taken of what is less the lowest of all.
         """
-        groups = values.reshape(-1, self.config.num_samples)
+        is_apart = self.config.algorithm == "rloo" or self.config.advantage_scale != "batch"
+        groups = values.reshape(-1, self.config.num_samples) if is_apart else values[None]
         lowest = np.where(np.isnan(groups), np.inf, groups).min(axis=1, keepdims=True)
         centred: Floats = (groups - lowest).ravel()
         return centred
@@ -656,7 +661,8 @@ class RlooTrainer(PolicyTrainer, RLOOTrainer):
         return found
 
     def _generate_single_turn(self, prompt_ids: Any, *rest: Any) -> Any:
-        return super()._generate_single_turn(prompt_ids, *rest) if self.use_vllm else self._answer()
+        with self._timed("generation"):
+            return super()._generate_single_turn(prompt_ids, *rest) if self.use_vllm else self._answer()
 
 
 class GrpoTrainer(PolicyTrainer, GRPOTrainer):
@@ -668,7 +674,8 @@ class GrpoTrainer(PolicyTrainer, GRPOTrainer):
         return {"loss_type": "dr_grpo", "scale_rewards": self.config.advantage_scale, "use_bias_correction_kl": True}
 
     def _generate_single_turn(self, prompt_ids: Any, *rest: Any) -> Any:
-        return super()._generate_single_turn(prompt_ids, *rest) if self.use_vllm else (self._answer(), None)
+        with self._timed("generation"):
+            return super()._generate_single_turn(prompt_ids, *rest) if self.use_vllm else (self._answer(), None)
 
 
 def reward(**_: Any) -> list[float]:

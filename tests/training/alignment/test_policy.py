@@ -166,7 +166,8 @@ def test_several_objectives_and_what_changes_with_them_survive_a_stop(tmp_path, 
 
 
 def test_adapters_are_trained_against_the_model_without_them(tmp_path, configured):
-    config = configured(lora_rank=2, saved="adapter", kl_placement="loss", algorithm="grpo")
+    settings = {"saved": "adapter", "gradient_checkpointing": True, "precision": "bf16", "normalise": False}
+    config = configured(lora_rank=2, kl_placement="loss", algorithm="grpo", advantage_scale="batch", **settings)
     run_dir, result = trained(tmp_path / "run", config)
 
     assert (run_dir.model / "adapter_model.safetensors").exists()
@@ -207,6 +208,15 @@ def test_alarm_ends_the_run_at_the_best_check(tmp_path, configured, rewards, mon
     assert (run_dir.model / "README.md").exists()
     before = load_policy(configured().policy)[0].lm_head.weight
     assert torch.equal(load_policy(run_dir.model)[0].lm_head.weight, before)
+
+
+def test_run_that_is_stopped_before_the_first_step_does_none(tmp_path, configured):
+    stop = StopFlag()
+    stop.set()
+    with pytest.raises(Interrupted, match="stopped before the first step"):
+        trained(tmp_path / "run", configured(), stop)
+
+    assert list(RunDir(tmp_path / "run").read_metrics()) == []
 
 
 def test_run_needs_a_reward_and_prompts(tmp_path, configured, rankings_path):
@@ -331,12 +341,12 @@ class World:
         return torch.autograd.grad(objective, self.policy.model.table)[0].flatten()
 
     def all_groups(self, trainer: PolicyTrainer) -> dict:
-        """What the trainer makes of all groups of K responses; each counts by its probability."""
-        size = trainer.config.num_samples
-        groups = list(itertools.product(range(len(LISTED)), repeat=size))
+        """What the trainer makes of all pairs of responses; each counts by its probability."""
+        groups = list(itertools.combinations_with_replacement(range(len(LISTED)), 2))
         trainer._answer = lambda: [self.tokens(place) for group in groups for place in group]
         inputs = trainer._generate_and_score_completions([{"prompt": PROMPT} for group in groups for _ in group])
-        weights = self.law(self.policy)[torch.tensor(groups)].prod(1).repeat_interleave(size)
+        orders = torch.tensor([1 + (one != other) for one, other in groups])
+        weights = (self.law(self.policy)[torch.tensor(groups)].prod(1) * orders).repeat_interleave(2)
         return inputs | {"advantages": inputs["advantages"] * weights * len(groups)}
 
     def gradient(self, trainer: PolicyTrainer, inputs: dict) -> Tensor:
@@ -413,6 +423,17 @@ def test_constant_reward_leaves_the_weights_as_they_are(world, tmp_path, algorit
     trainer.train()
 
     assert torch.equal(world.policy.model.table, before)
+
+
+def test_deviation_among_all_is_that_of_rewards_of_different_prompts_too(world, tmp_path):
+    places, worth = (0, 5, 9, 1), [1.0, 3.0, 8.0, 6.0]
+    known = dict(zip([RESPONSES[LISTED[place]] for place in places], worth, strict=True))
+    trainer = world.trainer("grpo", tmp_path, known.__getitem__, advantage_scale="batch", beta=0.0)
+    trainer._answer = lambda: [world.tokens(place) for place in places]
+    found = trainer._generate_and_score_completions([{"prompt": PROMPT}] * 4)["advantages"].tolist()
+    deviation = np.std(worth, ddof=1) + 1e-4
+
+    assert found == pytest.approx([-1 / deviation, 1 / deviation, 1 / deviation, -1 / deviation])
 
 
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
