@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.training.alignment.processes import run_by_two
 from training.alignment import sft
 from training.alignment.__main__ import run
 from training.alignment.config import ConfigError, SftConfig
@@ -381,3 +382,33 @@ def test_the_program_fine_tunes_with_adapters_in_packed_rows(llama_folder, tmp_p
     }
     assert run_dir.checkpoints() == []
     assert load_policy(run_dir.model)[1].chat_template
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora_rank", [0, 2])
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_two_processes_learn_what_one_does_and_go_on_where_they_stopped(llama_folder, tmp_path, sharding, lora_rank):
+    """Interrupted after some steps, and taken up again: what each process held a part of comes back."""
+    settings = {
+        "policy": str(llama_folder),
+        "lora_rank": lora_rank,
+        "num_epochs": 10.0,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+        "gradient_checkpointing": True,
+    }
+    _, one = prepare(tmp_path / "one", MANY, **settings)
+    _, two = prepare(tmp_path / "two", MANY, num_processes=2, sharding=sharding, **settings)
+
+    assert run(one, StopFlag()) == 0
+    assert run_by_two(two, stop_at=5) != 0
+    assert two.read_result() is None
+    assert two.checkpoints()
+    assert run_by_two(two) == 0
+
+    assert [line["loss"] for line in metrics(two)] == pytest.approx([line["loss"] for line in metrics(one)], abs=1e-3)
+    assert two.read_result() == {**one.read_result(), "loss": pytest.approx(one.read_result()["loss"], abs=1e-3)}
+    alone, together = (load_file(run_dir.model / "model.safetensors") for run_dir in (one, two))
+    assert set(together) == set(alone)
+    for name, weight in alone.items():
+        torch.testing.assert_close(together[name], weight, atol=2e-3, rtol=0)
