@@ -108,10 +108,10 @@ def result_lines(result: dict[str, Any] | None, ceiling: dict[str, Any] | None =
 def headline(result: dict[str, Any] | None) -> str:
     """The one figure of a result for which a list has room."""
     figures = result or {}
-    if figures.get("accuracy") is not None:
-        return f"accuracy {figures['accuracy']:.1%}"
     if figures.get("held_out_reward_gain") is not None:
         return _headline_of_policy(figures)
+    if figures.get("accuracy") is not None:
+        return f"accuracy {figures['accuracy']:.1%}"
     if figures.get("win_rate") is not None:
         return f"win rate {figures['win_rate']:.1%}"
     if figures.get("reward_before") is not None and figures.get("reward_after") is not None:

@@ -145,7 +145,10 @@ def test_run_page_says_nothing_twice():
         ({"accuracy": 0.5, "loss": 1}, "accuracy 50.0%"),
         ({"reward_before": 0.1, "reward_after": 0.25}, "reward 0.1 → 0.25"),
         ({"loss": 1.23456}, "loss 1.23"),
-        ({"reward_before": 0.1, "reward_after": 2.5, "held_out_reward_gain": -0.5}, "held-out reward -0.50"),
+        (
+            {"accuracy": 0.7, "reward_before": 0.1, "reward_after": 2, "held_out_reward_gain": -0.5},
+            "held-out reward -0.50",
+        ),
         ({"win_rate": 0.6125, "win_rate_interval": [0.5, 0.7]}, "win rate 61.3%"),
         (
             {
