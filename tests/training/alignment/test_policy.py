@@ -264,6 +264,17 @@ def test_same_prompt_twice_in_a_step_gets_other_responses(world, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_reward_rises_on_held_out_prompts(tmp_path, configured, algorithm):
+    """From about -0.23; it cannot be above 0."""
+    settings = {"num_steps": 60, "num_samples": 8, "check_steps": 20, "num_held_out_prompts": 24, "num_checked": 4}
+    _, result = trained(tmp_path / "run", configured(algorithm=algorithm, **settings))
+
+    assert result["reward_gain_interval"][0] > 0.05
+    assert result["kl"] > 0.1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
 def test_two_processes_train_what_one_does(tmp_path, configured, sharding):
     alone, wanted = trained(tmp_path / "alone", configured(learning_rate=1e-3))
