@@ -101,6 +101,7 @@ def fine_tune(
         args=_arguments(config, prepared, run_dir, [len(ids) for ids in dataset["input_ids"]]),
         train_dataset=dataset,
         processing_class=tokenizer,
+        tokens_per_example=sum(label != -100 for labels in dataset["labels"] for label in labels) / len(dataset),
     )
     trainer.add_callback(Report(trainer, stop, stage, config.save_minutes))
     trainer.train_from_newest(stage.phase)
@@ -275,4 +276,39 @@ def _fits(size: int, lengths: Sequence[int], config: Settings) -> bool:
 
 
 class _Trainer(RunDirTrainer, SFTTrainer):
-    pass
+    """Each token of a response counts the same in all steps.
+
+    A step's examples are of similar length, so the mean over its own tokens, which the trainer would take, counts those
+    of short responses for more, and the policy learns to be short: on a model whose responses can be listed it ended at
+    a total variation of 0.17 from the law of its examples, and so 0.01 or less.
+
+    Args:
+        tokens_per_example: of the response, on average over the training examples.
+    """
+
+    def __init__(self, *, tokens_per_example: float, **arguments: Any) -> None:
+        self.tokens_per_example = tokens_per_example
+        self.num_tokens = 0
+        """Of responses, in the step so far."""
+        super().__init__(**arguments)
+
+    @property
+    def tokens_per_step(self) -> float:
+        num_examples = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return self.tokens_per_example * num_examples
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        if self.is_in_train:
+            self.num_tokens += int((inputs["labels"][..., 1:] != -100).sum())
+        return super().compute_loss(model, inputs, *arguments, **options)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Of a step, the mean over its own tokens."""
+        if "loss" in logs:
+            num_tokens = self.accelerator.reduce(torch.tensor(float(self.num_tokens), device=self.accelerator.device))
+            logs["loss"] *= self.tokens_per_step / num_tokens.item()
+            self.num_tokens = 0
+        super().log(logs, start_time)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        return self.tokens_per_step if self.is_in_train else super()._get_num_items_in_batch(batch_samples, device)
