@@ -2,12 +2,13 @@
 
 The demonstration's language is generated, so `annotate.demonstration.quality` tells how good an answer is. Its base
 model, which writes mixed answers, is the policy. Simulated annotators vote on answers of its own: most by their
-quality, seen with noise; the *healthy* ones by quality and besides by how many healthy ingredients an answer names. A
-reward that learns from these is right at first and wrong in the end: its best answer is a bare list of ingredients.
+quality, seen with noise; those of DPO's *healthy* votes besides by how many healthy ingredients an answer names.
 
-    healthy              words, from the healthy votes: the single reward that is exploited
-    words, first, second words, and two reward models, each from other votes on other prompts
-    worst_case, …        the four combined, fitted on votes of their own
+    words, first, second words, and two reward models, each from votes of its own
+    rule                 gives for naming healthy ingredients eight times
+    healthy              words and that rule, weighted by hand: the single reward, which is right at first and wrong in
+                         the end, for its best answer is a bare list of healthy ingredients
+    worst_case, …        healthy, words, first and second combined, fitted on votes of their own
     held_out             the mean of two reward models from votes that none of these has seen: what the guard looks at
 
 Part one is best of n: 256 samples to each of 64 prompts, and the unbiased curve for n = 1 … 256, its KL estimated from
@@ -41,7 +42,9 @@ NUM_EXAMPLES, NUM_PROMPTS, NUM_SAMPLES = 16000, 32, 256
 NUM_VOTES, NUM_RESPONSES, NOISE = 240, 4, 0.2
 VOTES = ("healthy", "words", "first", "second", "combining", "held_out_1", "held_out_2")
 BONUS = 0.17  # what a healthy ingredient is worth to those who love them; quality is between 0 and 1
+LEARNED = ("words", "first", "second", "held_out_1", "held_out_2")
 MEMBERS = ("healthy", "words", "first", "second")
+NUM_NAMED, RULE_WEIGHT = 8, 0.5
 COMBINED = ("mean", "worst_case", "uncertainty_weighted", "fusion")
 SINGLE, HELD_OUT = "healthy", "held_out"
 ALGORITHMS = ("grpo", "rloo", "dpo")
@@ -55,13 +58,14 @@ def run() -> Iterator[Row]:
     base = _folder("base/model", _train_base)
     for name in VOTES:
         _file(f"votes/{name}.jsonl", _vote, base, name)
-    for name in MEMBERS:
+    for name in LEARNED:
         _folder(f"rewards/{name}/model", _train_member, name)
-    for number in (1, 2):
-        _folder(f"rewards/{HELD_OUT}_{number}/model", _train_member, f"{HELD_OUT}_{number}")
-    _folder(f"rewards/{HELD_OUT}/model", _combine, "mean", [f"{HELD_OUT}_{number}" for number in (1, 2)], HELD_OUT)
+    _folder("rewards/rule/model", _write_rule)
+    weighted = {"method": "weighted_mean", "weights": f"1,{RULE_WEIGHT}"}
+    _folder(f"rewards/{SINGLE}/model", _combine, ("words", "rule"), weighted)
+    _folder(f"rewards/{HELD_OUT}/model", _combine, (f"{HELD_OUT}_1", f"{HELD_OUT}_2"), {"method": "mean"})
     for method in COMBINED:
-        _folder(f"rewards/{method}/model", _combine, method, MEMBERS, method)
+        _folder(f"rewards/{method}/model", _combine, MEMBERS, {"method": method})
     _file("samples.jsonl", _sample, base)
     for name in (*MEMBERS, *COMBINED, HELD_OUT, "true"):
         _file(f"scores/{name}.json", _score, name)
@@ -179,7 +183,7 @@ def _train_member(folder: Path, name: str) -> None:
     from training.alignment.reward_training import train_reward_model
 
     votes = FOLDER / "votes" / f"{name}.jsonl"
-    if name in {"healthy", "words"}:
+    if name == "words":
         WordReward.fit(list(read_rankings(votes, "train"))).save(folder / "model")
         return
     config = RewardModelConfig(
@@ -192,13 +196,24 @@ def _train_member(folder: Path, name: str) -> None:
     _run(folder, dataclasses.replace(config, seed=VOTES.index(name)), train_reward_model)
 
 
-def _combine(folder: Path, method: str, members: Sequence[str], _: str) -> None:
+def _write_rule(folder: Path) -> None:
+    """Gives for naming healthy ingredients NUM_NAMED times, which hardly any recipe does, and few of the lists."""
+    from annotate.demonstration.recipes import _HEALTHY
+    from training.alignment.member_config import FormatRule, write_member
+
+    names = "|".join(_HEALTHY)
+    write_member(folder / "model", FormatRule(rule="pattern", pattern=rf"(?is)(?:(?:{names}).*){{{NUM_NAMED}}}"))
+
+
+def _combine(folder: Path, members: Sequence[str], values: dict[str, Any]) -> None:
     from training.alignment.combining import combine
     from training.alignment.config import CombineConfig
+    from training.alignment.reward import CACHE_VARIABLE
 
+    os.environ[CACHE_VARIABLE] = str(FOLDER / "scores.sqlite3")
     paths = ",".join(str(FOLDER / "rewards" / name / "model") for name in members)
     votes = str(FOLDER / "votes" / "combining.jsonl")
-    _run(folder, CombineConfig(preferences=votes, members=paths, method=method), combine)
+    _run(folder, CombineConfig(preferences=votes, members=paths, **values), combine)
 
 
 def _sample(path: Path, policy: Path) -> None:
