@@ -40,7 +40,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -91,7 +91,7 @@ def train_policy(config: RlhfConfig, run_dir: RunDir, stop: StopFlag) -> dict[st
 
     Returns:
         {"model", "algorithm", "num_steps" that were done, "saved_step", "beta" at the end, "backend" that generated,
-        "reward_share" and "generation_share" of the steps' seconds, "missing", the share of responses without a
+        "reward_share" and "generation_share" of a typical step's seconds, "missing", the share of responses without a
         reward}, and what `Tracker.result` tells of the policy before and after.
 
     Raises:
@@ -231,7 +231,7 @@ class _Run:
                 card=card,
                 accelerator=self.accelerator,
             )
-        elif self.accelerator.is_main_process:
+        elif self.accelerator.is_main_process and best.exists():  # a run that was killed here has been through it
             replace_folder(self.run_dir.model, lambda scratch: _copy(best, scratch, card))
         if saved_step == tracker.best_step and self.accelerator.is_main_process:
             shutil.rmtree(best, ignore_errors=True)
@@ -239,10 +239,11 @@ class _Run:
         return result
 
     def _means(self) -> dict[str, float]:
-        """Over the steps."""
+        """Of a typical step, and of all."""
         lines = [line for line in self.run_dir.read_metrics() if line["phase"] == TRAIN.phase]
         found = {name: [line[name] for line in lines if name in line] for name in (*SHARES, "missing")}
-        return {name: fmean(values) for name, values in found.items() if values}
+        typical = {name: median(found[name]) for name in SHARES if found[name]}
+        return {**typical, "missing": fmean(found["missing"])} if found["missing"] else typical
 
     def _leave_if_asked(self) -> None:
         if agree(self.accelerator, self.stop()):

@@ -13,11 +13,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.training.alignment.enumerable import (
+    BEGINNINGS,
     MAX_NEW_TOKENS,
     NEVER,
     PROMPTS,
     RESPONSES,
     enumerable_lm,
+    kl,
     law,
     optimum,
     response_logprobs,
@@ -426,6 +428,27 @@ def test_grpo_turns_away_by_the_deviation_of_groups_and_by_length(world, tmp_pat
     assert (by_group, by_length, by_both) == pytest.approx((0.925, 0.980, 0.874), abs=0.001)
 
 
+def test_kl_in_grpo_s_loss_follows_each_token_s_own_kl_at_prefixes_as_they_come(world, tmp_path):
+    """The policy says a, b and its end alike often, so 81 responses in their right shares are its whole law."""
+    with torch.no_grad():
+        world.policy.model.table.zero_()
+        world.policy.model.table[:, :, 2:4] = NEVER
+    shares = [round(81 * float(probability)) for probability in world.law(world.policy)]
+    trainer = world.trainer("grpo", tmp_path, lambda text: 0.0, kl_placement="loss")
+    trainer._answer = lambda: [world.tokens(place) for place, n in enumerate(shares) for _ in range(2 * n)]
+    inputs = trainer._generate_and_score_completions([{"prompt": PROMPT}] * 2 * sum(shares))
+    found = world.gradient(trainer, inputs)
+    logprobs, reference = (model.model.table[0].log_softmax(-1) for model in (world.policy, world.reference))
+    kls = (logprobs.exp() * (logprobs - reference.detach())).sum(-1)
+    reached = torch.tensor([(set(text) <= {"a", "b"}) * 3.0 ** -len(text) for text in BEGINNINGS])
+    own = torch.autograd.grad(-BETA * (reached * kls).sum(), world.policy.model.table)[0].flatten()
+    world.worth = torch.zeros(len(LISTED))
+
+    assert sum(shares) == 81
+    assert off(found, own / MAX_NEW_TOKENS) < 1e-5
+    assert off(own, world.true_gradient()) > 0.1
+
+
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
 def test_constant_reward_leaves_the_weights_as_they_are(world, tmp_path, algorithm):
     world.reference.load_state_dict(world.policy.state_dict())
@@ -478,6 +501,18 @@ def test_rloo_lands_on_the_closed_form(tmp_path):
 
     assert begun > 0.5
     assert distance(world) < 0.01
+
+
+@pytest.mark.slow
+def test_adaptive_beta_brings_the_kl_to_its_target(tmp_path):
+    """At the first beta it would end at 1.74 nats."""
+    world = World(tmp_path / "policy", apart=0)
+    settings = {"num_samples": 128, "num_steps": 120, "learning_rate": 0.15, "kl_target": 0.8}
+    trainer = world.trainer("rloo", tmp_path, **settings)
+    trainer.train()
+
+    assert kl(world.law(world.policy), world.law(world.reference)) == pytest.approx(0.8, rel=0.1)
+    assert trainer.controller.beta > BETA
 
 
 @pytest.mark.slow
