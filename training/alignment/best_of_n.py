@@ -116,11 +116,11 @@ def estimate_kl(rewards: ArrayLike, n: int) -> float:
         rewards: (N,), nan where one is missing, which is left out.
 
     Returns:
-        Between 0 and `kl_bound(n)`; nan where fewer than two rewards are known.
+        Between 0 and `kl_bound(n)`; nan where fewer than two rewards are known, unless n is 1 too.
     """
     known = _known(rewards)
     if len(known) < 2:
-        return math.nan
+        return 0.0 if n == 1 == len(known) else math.nan
     _, counts = np.unique(known, return_counts=True)
     a = ((counts.cumsum() - counts) / (len(known) - 1))[counts > 1]
     counts = counts[counts > 1]

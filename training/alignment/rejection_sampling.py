@@ -261,7 +261,10 @@ class _Run:
             if self.accelerator.is_main_process:
                 write_json(path, curve_of(chosen, graded))
         self.accelerator.wait_for_everyone()
-        kl, interval = best_of_n.mean_over_prompts([[best_of_n.estimate_kl(row["rewards"], n)] for row in rows])
+        numbers = [int(np.isfinite(row["rewards"]).sum()) for row in rows]  # the best is of those that have a reward
+        kl, interval = best_of_n.mean_over_prompts(
+            [[best_of_n.estimate_kl(row["rewards"], known)] for row, known in zip(rows, numbers, strict=True)]
+        )
         return {
             "kl_best_of_n": _json(kl)[0],
             "kl_best_of_n_interval": None if np.isnan(interval[0, 0]) else interval[0].tolist(),

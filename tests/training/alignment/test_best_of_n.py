@@ -150,6 +150,11 @@ def test_one_reward_tells_nothing_of_the_divergence(rewards):
     assert math.isnan(best_of_n.estimate_kl(rewards, 2))
 
 
+def test_the_best_of_one_sample_does_not_diverge():
+    assert best_of_n.estimate_kl([nan, 3.0], 1) == 0
+    assert best_of_n.estimate_kl([1.0, 2.0, 2.0], 1) == pytest.approx(0, abs=1e-12)
+
+
 def test_the_estimated_divergence_by_hand():
     # 1, 1, 1, 2: to each of the three the level is 2 / 3 wide; between the quantiles 0 and 2 / 3
     # ∫ 2 u log(2 u) = u² (log(2 u) - 1 / 2) = 4 / 9 (log(4 / 3) - 1 / 2), less 4 / 9 log((4 / 9) / (2 / 3))

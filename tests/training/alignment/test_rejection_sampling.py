@@ -1,16 +1,29 @@
 import itertools
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
+from scipy import stats
 from transformers import AutoModelForCausalLM
 
+from tests.training.alignment.enumerable import (
+    MAX_NEW_TOKENS,
+    PROMPTS,
+    RESPONSES,
+    enumerable_lm,
+    law,
+    total_variation,
+)
 from tests.training.alignment.material import StopAt
 from training.alignment import best_of_n
 from training.alignment.config import ConfigError, RejectionSamplingConfig, RewardModelConfig, SftConfig
@@ -29,7 +42,7 @@ from training.alignment.reward_model import RewardModel
 from training.alignment.reward_training import train_reward_model
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag, Waiting
 from training.alignment.sampling import run_sampling
-from training.alignment.sft import train_sft
+from training.alignment.sft import Example, fine_tune, train_sft
 
 DISHES = ("eggs", "rice", "water", "salt", "patience")
 GUARD_DISHES = ("boil", "four eggs", "rinse", "simmer", "minutes", "twelve", "cool", "ask", "little", "twice")
@@ -426,7 +439,9 @@ def test_the_random_twin_samples_from_itself_in_later_rounds(prepare, tmp_path):
     assert read(tmp_path / "random_twin" / "checks.jsonl")[0]["step"] == 2
 
 
-@pytest.mark.parametrize("values", [{}, {"num_rounds": 2, "has_random_twin": True}])
+@pytest.mark.parametrize(
+    "values", [{}, pytest.param({"num_rounds": 2, "has_random_twin": True}, marks=pytest.mark.slow)]
+)
 def test_a_run_stopped_again_and_again_ends_as_one_that_was_not(prepare, tmp_path, values):
     values = {"num_epochs": 2.0, **values}
     expected = run(prepare, tmp_path / "straight", **values)
@@ -460,6 +475,36 @@ def test_all_or_some_prompts_are_sampled(prepare, tmp_path):
     assert result["reward_gain_interval"] is None
 
 
+def test_pairs_of_the_best_and_the_worst_teach_by_dpo(prepare, policy, tmp_path):
+    result = run(
+        prepare,
+        tmp_path,
+        **{"policy": str(policy), "keep": "pairs", "has_random_twin": True, "num_epochs": 10.0, "learning_rate": 1e-3},
+        **{"reward_model": str(write_member(tmp_path / "for", FormatRule(pattern="Simmer"))), "max_new_tokens": 32},
+    )
+
+    pairs = read(tmp_path / "round_1" / "winners.jsonl")
+    assert {(row["chosen"], row["reward"], row["rejected_reward"]) for row in pairs} == {(LONG, 1.0, 0.0)}
+    assert all("Simmer" not in row["rejected"] for row in pairs)
+    assert result["num_winners"] == len(pairs) > 0
+    assert result["loss"] < math.log(2)
+    assert result["reward_gain"] > 0.1
+    twin = read(tmp_path / "random_twin" / "round_1" / "winners.jsonl")
+    assert [row["prompt"] for row in twin] == [row["prompt"] for row in pairs]
+    assert all(row["chosen"] != row["rejected"] for row in twin)
+
+
+@pytest.mark.parametrize("keep", ["best", "pairs"])
+def test_original_data_are_mixed_in(prepare, tmp_path, keep):
+    alone = run(prepare, tmp_path / "alone", keep=keep, num_epochs=1.0, batch_size=1)
+
+    mixed = run(prepare, tmp_path / "mixed", keep=keep, num_epochs=1.0, batch_size=1, mixed_in=0.7)
+
+    assert alone["num_steps"] == alone["num_winners"] == mixed["num_winners"] == 3
+    assert mixed["num_steps"] == 3 + 2  # 0.7 of three
+
+
+@pytest.mark.slow
 def test_prompts_are_drawn_anew_for_each_round(prepare, tmp_path):
     run(prepare, tmp_path, num_prompts=1, num_rounds=4, num_epochs=1.0)
 
@@ -470,6 +515,7 @@ def test_prompts_are_drawn_anew_for_each_round(prepare, tmp_path):
 # Shards
 
 
+@pytest.mark.slow
 def test_several_shards_wait_for_who_makes_them_and_are_joined(prepare, tmp_path, monkeypatch):
     expected = run(prepare, tmp_path / "alone", num_rounds=2)
     monkeypatch.setenv("PLUMBLINE_SUPERVISED", "1")
@@ -547,6 +593,113 @@ def test_a_run_that_is_stopped_keeps_the_policy_of_the_best_round(prepare, prefe
     assert (result["stopped_by"], result["best_step"], result["num_rounds"]) == ("held_out_falls", 0, 1)
     assert (result["held_out_reward_gain"], result["kl"]) == (0, 0)
     assert weights(run_dir.model) == weights(policy)
+
+
+# Exactness
+
+
+def best_law(model_folder: Path, n: int) -> np.ndarray:
+    """Of the 341 responses to the prompt "a", the probability to be the best of n by length; the empty one is last."""
+    model, tokenizer = load_policy(model_folder)
+    probs = law(model, tokenizer, PROMPTS[0]).numpy()
+    found = best_of_n.law(probs, [len(text) for text in RESPONSES], n)
+    found[RESPONSES.index("")] = 0.0  # cannot be trained on; it wins only where all samples are empty
+    return found / found.sum()
+
+
+@pytest.mark.slow
+def test_fine_tuning_on_the_exact_law_of_the_best_of_n_lands_on_it(tmp_path):
+    """Examples in proportion to the law, to the nearest whole number; steps are of examples of similar length."""
+    wanted = best_law(enumerable_lm(tmp_path / "policy", scale=2.0), 4)
+    examples = [
+        Example(PROMPTS[0], text)
+        for text, probability in zip(RESPONSES, wanted, strict=True)
+        for _ in range(round(4000 * probability))
+    ]
+    config = SftConfig(num_epochs=24.0, learning_rate=0.15, batch_size=100)
+    run_dir = RunDir.create(tmp_path / "run", config)
+
+    fine_tune(config, policy=str(tmp_path / "policy"), train=examples, held_out=[], run_dir=run_dir, stop=StopFlag())
+
+    found = law(*load_policy(run_dir.model), PROMPTS[0])
+    assert total_variation(found, torch.tensor(wanted)) < 0.01
+
+
+@pytest.mark.slow
+def test_a_run_lands_on_the_law_of_the_best_of_n_as_near_as_its_samples_allow(tmp_path):
+    """Thousands of prompts that end alike share one law: what is kept of them is a sample of its best of n."""
+    num_prompts, n = 1000, 4
+    policy = enumerable_lm(tmp_path / "policy", scale=2.0)
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"{number} a"}],
+            "responses": [{"content": "a"}, {"content": "b"}],
+            "ranking": [[0], [1]],
+            "split": "train" if number else "test",
+        }
+        for number in range(num_prompts + 1)
+    ]
+    (tmp_path / "preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_member(tmp_path / "reward", LengthRule(unit="characters", target=4, tolerance=0, is_one_sided=False))
+    write_member(tmp_path / "held_out", FormatRule(pattern="a"))
+    config = RejectionSamplingConfig(
+        preferences=str(tmp_path / "preferences.jsonl"),
+        policy=str(policy),
+        reward_model=str(tmp_path / "reward"),
+        held_out_reward_model=str(tmp_path / "held_out"),
+        num_samples=n,
+        max_new_tokens=MAX_NEW_TOKENS,
+        generation_batch_size=1000,
+        num_epochs=40.0,
+        learning_rate=0.25,
+        batch_size=50,
+    )
+    run_dir = RunDir.create(tmp_path / "run", config)
+
+    result = run_rejection_sampling(config, run_dir, StopFlag())
+
+    wanted = best_law(policy, n)
+    counts = Counter(row["completion"] for row in read(run_dir.path / "round_1" / "winners.jsonl"))
+    kept = np.array([counts[text] for text in RESPONSES], float)
+    is_likely = wanted * kept.sum() > 5
+    observed, expected = (
+        np.append(values[is_likely], values[~is_likely].sum()) for values in (kept, wanted * kept.sum())
+    )
+    assert stats.chisquare(observed, expected).pvalue > 0.01
+    found = law(*load_policy(run_dir.model), PROMPTS[0])
+    sampling_error = np.sqrt(2 * wanted / (math.pi * kept.sum())).sum() / 2  # the mean of TV, for many samples
+    assert total_variation(found, torch.tensor(kept / kept.sum())) < 0.01
+    assert total_variation(found, torch.tensor(wanted)) < 1.3 * sampling_error
+    low, high = result["kl_best_of_n_interval"]
+    assert 0 < low < result["kl_best_of_n"] < high < result["kl_bound"]
+
+
+# Several processes
+
+
+@pytest.mark.slow
+def test_several_processes_keep_the_same_responses(prepare, tmp_path):
+    values = {"num_rounds": 1, "has_random_twin": True, "num_prompts": 3}
+    expected = run(prepare, tmp_path / "alone", **values)
+    _, run_dir = prepare(tmp_path / "together", **values, num_processes=2)
+
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+            *("-m", "training.alignment", str(run_dir.path)),
+        ],
+        cwd=Path(__file__).resolve().parents[3],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+        check=True,
+        timeout=300,
+    )
+
+    for name in ("round_1/samples.jsonl", "round_1/winners.jsonl", "random_twin/round_1/winners.jsonl", "curve.json"):
+        assert (run_dir.path / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
+    result = run_dir.read_result()
+    for name in ("num_winners", "num_steps", "num_tokens", "kl_best_of_n", "reward_before", "num_distinct"):
+        assert result[name] == expected[name]
+    assert result["reward_after"] == pytest.approx(expected["reward_after"], abs=0.2)
 
 
 # What cannot work
