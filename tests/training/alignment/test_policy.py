@@ -179,7 +179,16 @@ def test_adapters_are_trained_against_the_model_without_them(tmp_path, configure
     load_policy(run_dir.model)
 
 
-def test_reference_policy_may_be_another_one(tmp_path, configured, gpt2_folder, llama_folder):
+def test_policy_may_lack_template_and_padding(tmp_path, configured, gpt2_folder):
+    config = configured(policy=str(gpt2_folder), max_new_tokens=6)
+    run_dir, _ = trained(tmp_path / "run", config)
+
+    steps = list(run_dir.read_metrics())
+    assert [one["clip_share"] for one in steps] == [0, 0, 0]
+    assert [one["kl"] == 0 for one in steps] == [True, True, False]
+
+
+def test_reference_policy_may_be_another_one(tmp_path, configured, llama_folder):
     other = tmp_path / "other"
     model, tokenizer = load_policy(llama_folder)
     with torch.no_grad():
@@ -449,11 +458,14 @@ def test_kl_in_grpo_s_loss_follows_each_token_s_own_kl_at_prefixes_as_they_come(
     assert off(own, world.true_gradient()) > 0.1
 
 
+@pytest.mark.parametrize("worth", [0.7, float("nan")])
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
-def test_constant_reward_leaves_the_weights_as_they_are(world, tmp_path, algorithm):
+def test_reward_that_is_the_same_or_missing_everywhere_leaves_the_weights_as_they_are(
+    world, tmp_path, algorithm, worth
+):
     world.reference.load_state_dict(world.policy.state_dict())
     before = world.policy.model.table.detach().clone()
-    trainer = world.trainer(algorithm, tmp_path, lambda text: 0.7, num_samples=16, num_steps=3, learning_rate=0.1)
+    trainer = world.trainer(algorithm, tmp_path, lambda text: worth, num_samples=16, num_steps=3, learning_rate=0.1)
     trainer.train()
 
     assert torch.equal(world.policy.model.table, before)
