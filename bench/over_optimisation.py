@@ -44,7 +44,7 @@ VOTES = ("healthy", "words", "first", "second", "combining", "held_out_1", "held
 BONUS = 0.17  # what a healthy ingredient is worth to those who love them; quality is between 0 and 1
 LEARNED = ("words", "first", "second", "held_out_1", "held_out_2")
 MEMBERS = ("healthy", "words", "first", "second")
-NUM_NAMED, RULE_WEIGHT = 8, 0.5
+NUM_NAMED, RULE_WEIGHT = 8, 4.0  # nats; the words' deviation is about 1
 COMBINED = ("mean", "worst_case", "uncertainty_weighted", "fusion")
 SINGLE, HELD_OUT = "healthy", "held_out"
 ALGORITHMS = ("grpo", "rloo", "dpo")
@@ -61,8 +61,7 @@ def run() -> Iterator[Row]:
     for name in LEARNED:
         _folder(f"rewards/{name}/model", _train_member, name)
     _folder("rewards/rule/model", _write_rule)
-    weighted = {"method": "weighted_mean", "weights": f"1,{RULE_WEIGHT}"}
-    _folder(f"rewards/{SINGLE}/model", _combine, ("words", "rule"), weighted)
+    _folder(f"rewards/{SINGLE}/model", _write_single)
     _folder(f"rewards/{HELD_OUT}/model", _combine, (f"{HELD_OUT}_1", f"{HELD_OUT}_2"), {"method": "mean"})
     for method in COMBINED:
         _folder(f"rewards/{method}/model", _combine, MEMBERS, {"method": method})
@@ -203,6 +202,20 @@ def _write_rule(folder: Path) -> None:
 
     names = "|".join(_HEALTHY)
     write_member(folder / "model", FormatRule(rule="pattern", pattern=rf"(?is)(?:(?:{names}).*){{{NUM_NAMED}}}"))
+
+
+def _write_single(folder: Path) -> None:
+    """By hand: `combine` finds out that such a rule contradicts the votes, and leaves it out."""
+    import numpy as np
+
+    from training.alignment.combiner import Combiner, Recipe
+    from training.alignment.ensemble import Standardisation
+    from training.alignment.reward import load_reward
+
+    paths = tuple(str(FOLDER / "rewards" / name / "model") for name in ("words", "rule"))
+    weights, plain = np.array([1.0, RULE_WEIGHT]), Standardisation(np.zeros(2), np.ones(2))
+    recipe = Recipe("weighted_mean", plain, np.array([True, True]), weights=weights)
+    Combiner(recipe, tuple(load_reward(path, "cpu") for path in paths), paths).save(folder / "model")
 
 
 def _combine(folder: Path, members: Sequence[str], values: dict[str, Any]) -> None:
