@@ -126,6 +126,7 @@ def trainer_arguments(config: PolicyConfig, model: Policy) -> dict[str, Any]:
         "seed": config.seed,
         "data_seed": config.seed,
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # which tells another step's loss in place of one that is no number
         "save_strategy": "no",  # the run directory's checkpoints are written otherwise
         "report_to": "none",
         "disable_tqdm": True,

@@ -299,31 +299,15 @@ class _Report(Report):
         self.seconds = time.perf_counter() - self.begun_at
         return super().on_step_end(args, state, control)
 
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        logs = kwargs["logs"]
-        if "loss" not in logs:
-            return
-        if not math.isfinite(logs["loss"]):
-            raise FloatingPointError(
-                f"the loss of step {state.global_step} is {logs['loss']}; try a lower learning_rate"
-            )
-        if not state.is_world_process_zero:
-            return
-        spent = self.trainer.spent
-        values = {
+    def values(self, logs: dict[str, float]) -> dict[str, float]:
+        told = {
             **{name: logs.get(name) for name in ("loss", "learning_rate", "grad_norm", "entropy")},
             "clip_share": logs.get("clip_ratio/region_mean"),
             **self.trainer.told,
-            **{f"{name}_share": seconds / self.seconds for name, seconds in spent.items()},
+            **{f"{name}_share": seconds / self.seconds for name, seconds in self.trainer.spent.items()},
             "seconds": self.seconds,
         }
-        known = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
-        self.run_dir.log(
-            step=state.global_step,
-            phase=self.stage.phase,
-            progress=self.stage.progress(state.global_step / state.max_steps),
-            **known,
-        )
+        return {name: value for name, value in told.items() if value is not None and math.isfinite(value)}
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def order_of_training(lengths: Sequence[int], num_drawn: int, batch_size: int, s
     """Places of N examples in the order of training, all epochs in a row.
 
     Laid out beforehand, so that going on from a checkpoint needs no generator's state. Examples in one optimizer step
-    are of similar length, for less padding; the steps come in random order.
+    are of similar length, for less padding; the steps come in random order, one that is not full last.
 
     Args:
         lengths: (N,) of the examples.
@@ -62,7 +62,8 @@ def order_of_training(lengths: Sequence[int], num_drawn: int, batch_size: int, s
     for start in range(0, num_drawn, POOL * batch_size):
         pool = sorted(shuffled[start : start + POOL * batch_size], key=lengths.__getitem__)
         steps = [pool[begin : begin + batch_size] for begin in range(0, len(pool), batch_size)]
-        order += [place for step in rng.sample(steps, len(steps)) for place in step]
+        full = [step for step in steps if len(step) == batch_size]
+        order += [place for step in rng.sample(full, len(full)) + steps[len(full) :] for place in step]
     return order
 
 
@@ -126,7 +127,7 @@ class RunDirTrainer(Trainer):
 
 
 class Report(TrainerCallback):
-    """Writes metrics, asks for checkpoints, and leaves when told to stop.
+    """Writes metrics, asks for checkpoints, and leaves when told to stop, or when the loss is no longer a number.
 
     Args:
         after_step: is called with the number of each step that is done, before a checkpoint; true ends the training.
@@ -147,15 +148,26 @@ class Report(TrainerCallback):
         self.is_stopped = False
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """
+        Raises:
+            FloatingPointError: the loss, which is that of all processes, is infinite or no number.
+        """
+        logs = kwargs["logs"]
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise FloatingPointError(
+                f"the loss of step {state.global_step} is {logs['loss']}; try a lower learning_rate"
+            )
         if not state.is_world_process_zero:
             return
-        logs = kwargs["logs"]
         progress = self.stage.progress(state.global_step / state.max_steps)
         if "loss" in logs:
-            values = {name: logs[name] for name in LOGGED if name in logs}
-            self.run_dir.log(step=state.global_step, phase=self.stage.phase, progress=progress, **values)
+            self.run_dir.log(step=state.global_step, phase=self.stage.phase, progress=progress, **self.values(logs))
         elif "eval_loss" in logs:
             self.run_dir.log(step=state.global_step, phase="validation", progress=progress, loss=logs["eval_loss"])
+
+    def values(self, logs: dict[str, float]) -> dict[str, float]:
+        """What is written of a step."""
+        return {name: logs[name] for name in LOGGED if name in logs}
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
         if self.after_step is not None and self.after_step(state.global_step):
