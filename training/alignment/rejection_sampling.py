@@ -203,7 +203,7 @@ class _Run:
             if self.accelerator.is_main_process:
                 line.remove_models(but={number, tracker.best_step})
             self.accelerator.wait_for_everyone()
-            if tracker.alarm is not None and self.config.guard == "stop":
+            if tracker.alarm is not None and tracker.alarm.step <= number and self.config.guard == "stop":
                 break
         return rounds
 
@@ -218,12 +218,14 @@ class _Run:
 
     def _keep(self, step: int) -> None:
         """Put the policy of a round into its place; before the first one it is the policy as it began."""
-        if self.accelerator.is_main_process and not self.run_dir.model.exists():
+        line, is_main = _Line(self, self.run_dir.path), self.accelerator.is_main_process
+        if is_main and not self.run_dir.model.exists():
             if step:
-                (_Line(self, self.run_dir.path).folder(step) / "model").rename(self.run_dir.model)
+                (line.folder(step) / "model").rename(self.run_dir.model)
             else:
                 save_policy(*load_policy(self.run_dir.locate(self.config.policy)), self.run_dir.model)
-            _Line(self, self.run_dir.path).remove_models(but=set())
+        if is_main:
+            line.remove_models(but=set())
         self.accelerator.wait_for_everyone()
 
     def _twin(self, tracker: Tracker, num_rounds: int) -> dict[str, Any]:

@@ -582,7 +582,7 @@ def test_a_run_that_is_stopped_keeps_the_policy_of_the_best_round(prepare, prefe
     write_member(tmp_path / "against", FormatRule(pattern="Simmer", weight=-1.0))
     config, run_dir = prepare(
         tmp_path / "run",
-        **{"preferences": str(tmp_path / "preferences.jsonl"), "policy": str(policy), "guard": "stop", "patience": 1},
+        **{"preferences": str(tmp_path / "preferences.jsonl"), "policy": str(policy), "guard": "stop", "patience": 2},
         **{"reward_model": str(write_member(tmp_path / "for", FormatRule(pattern="Simmer")))},
         **{"held_out_reward_model": str(tmp_path / "against"), "num_rounds": 3, "num_epochs": 10.0},
         **{"max_new_tokens": 32, "num_checked": 16},
@@ -590,9 +590,11 @@ def test_a_run_that_is_stopped_keeps_the_policy_of_the_best_round(prepare, prefe
 
     result = run_rejection_sampling(config, run_dir, StopFlag())
 
-    assert (result["stopped_by"], result["best_step"], result["num_rounds"]) == ("held_out_falls", 0, 1)
+    assert (result["stopped_by"], result["best_step"], result["num_rounds"]) == ("held_out_falls", 0, 2)
     assert (result["held_out_reward_gain"], result["kl"]) == (0, 0)
     assert weights(run_dir.model) == weights(policy)
+    assert run_rejection_sampling(config, run_dir, StopFlag()) == result  # killed before the result was written
+    assert not list(run_dir.path.glob("round_*/model"))
 
 
 # Exactness
