@@ -15,9 +15,10 @@ Part one is best of n: 256 samples to each of 64 prompts, and the unbiased curve
 the samples. Part two trains policies, by GRPO and RLOO on the single and on the best combined reward and by DPO on the
 healthy votes and on the honest ones, and reads true quality off their checks at the same KL.
 
-What a reward keeps is its gain in true quality at the strongest optimisation over the highest gain on its way, which
-stands as the peer. Each part is kept in PLUMBLINE_HOME, so a run that was stopped goes on; PLUMBLINE_BENCH_POLICIES=1
-asks for part two, which takes minutes for each policy, and PLUMBLINE_BENCH_SEEDS tells how many seeds it has (1).
+What a reward keeps is its gain in true quality over the highest gain on its way, which stands as the peer: combinations
+are compared where the single reward has lost half of its gain. Each part is kept in PLUMBLINE_HOME, so a run that was
+stopped goes on; PLUMBLINE_BENCH_POLICIES=1 asks for part two, which takes minutes for each policy, and
+PLUMBLINE_BENCH_SEEDS tells how many seeds it has (1).
 """
 
 import dataclasses
@@ -51,6 +52,7 @@ ALGORITHMS = ("grpo", "rloo", "dpo")
 KLS = (0.5, 1.0, 2.0, 4.0, 8.0)
 NS = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256)
 KEPT_AIM, GUARD_AIM = 0.9, 0.9
+LOST = 0.5
 SAMPLING = {"max_new_tokens": 256, "max_length": 512, "generation_batch_size": 256}
 
 
@@ -269,8 +271,10 @@ def _best_of_n() -> Generator[Row, None, str]:
             f"back to {NS[curve.best]}, with {curve.guarded:.2f} of the gain"
         )
     single = told[SINGLE]
-    best = max(COMBINED, key=lambda name: told[name].kept)
-    yield told[best].row(f"best of {NUM_SAMPLES} by {best}, gain kept", -1, KEPT_AIM, f"the single: {single.kept:.2f}")
+    lost = next((place for place in range(single.highest, len(NS)) if single.share(place) <= LOST), len(NS) - 1)
+    best = max(COMBINED, key=lambda name: told[name].share(lost))
+    note = f"there the single one keeps {single.share(lost):.2f}; at n = {NUM_SAMPLES} {told[best].kept:.2f} is kept"
+    yield told[best].row(f"best of {NS[lost]} by {best}, gain kept", lost, KEPT_AIM, note)
     yield single.row("best of n by the single reward, where the guard stops", single.best, GUARD_AIM)
     return best
 
@@ -315,13 +319,13 @@ class _Curve:
 
     @property
     def kept(self) -> float:
-        return self._share(-1)
+        return self.share(-1)
 
     @property
     def guarded(self) -> float:
-        return self._share(self.best)
+        return self.share(self.best)
 
-    def _share(self, place: int) -> float:
+    def share(self, place: int) -> float:
         """Of the highest gain on the way."""
         highest = float(self.true[self.highest] - self.true[0])
         return float(self.true[place] - self.true[0]) / highest if highest > 0 else 1.0
@@ -330,7 +334,7 @@ class _Curve:
         """A point of the curve against the highest one; the ratio is that of the gains."""
         ours, peer = float(self.true[place]), float(self.true[self.highest])
         curves = {"n": NS, "kl": self.kl, "true": self.true.tolist()}
-        return Row(name, ours, peer, "quality", self._share(place), aim, curves, note)
+        return Row(name, ours, peer, "quality", self.share(place), aim, curves, note)
 
 
 def _scores(name: str) -> list[list[float]]:
