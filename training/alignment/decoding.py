@@ -76,8 +76,13 @@ def draw(scores: Tensor, uniforms: Tensor) -> Tensor:
     Args:
         scores: (B, V) logits.
         uniforms: (B,) in [0, 1), double precision.
+
+    Raises:
+        FloatingPointError: a logit is no number, so that no token has a probability.
     """
     cumulative = scores.double().softmax(-1).cumsum(-1)
+    if not cumulative[:, -1].isfinite().all():
+        raise FloatingPointError("the logits of the next token are no numbers: the policy's weights have overflowed")
     chosen = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)
     return chosen.clamp(max=scores.shape[-1] - 1)[:, 0]
 

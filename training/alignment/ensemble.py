@@ -191,9 +191,10 @@ def worst_case(scores: ArrayLike) -> Floats:
 
 
 def spread(scores: ArrayLike) -> Floats:
-    """(..., M) -> (...,) the population standard deviation between members; 0 where one member has a score."""
+    """(..., M) -> (...,) the members' population standard deviation; nan where fewer than two have a score."""
     given = _checked(scores)
-    return np.sqrt(mean((given - mean(given)[..., None]) ** 2))
+    deviations = np.sqrt(mean((given - mean(given)[..., None]) ** 2))
+    return np.where(np.isfinite(given).sum(-1) > 1, deviations, np.nan)
 
 
 def uncertainty_weighted(scores: ArrayLike, penalty: float, kind: str = "variance") -> Floats:
@@ -214,7 +215,7 @@ def uncertainty_weighted(scores: ArrayLike, penalty: float, kind: str = "varianc
     Source: Coste et al., 2023, as in `worst_case`.
     """
     _check_penalty(penalty, kind)
-    deviation = spread(scores)
+    deviation = np.nan_to_num(spread(scores))  # a single member's score is taken as it is
     return mean(scores) - penalty * (deviation**2 if kind == "variance" else deviation)
 
 

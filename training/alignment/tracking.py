@@ -386,6 +386,9 @@ def divergences(
         pairs: (N,) tokens of the prompt, and the response that the policy sampled after them at temperature 1.
         as_reference: what makes `reference` the reference policy, where it is the same model.
         max_tokens: in one forward pass, padding included.
+
+    Raises:
+        FloatingPointError: a logit is no number, or the policy writes what the reference policy never could.
     """
     device = next(policy.parameters()).device
     vocabulary = policy.config.get_text_config().vocab_size
@@ -407,6 +410,11 @@ def divergences(
         for place, *sums in zip(
             places, kl.sum(1).tolist(), entropy.sum(1).tolist(), counts.sum(1).tolist(), strict=True
         ):
+            if not (math.isfinite(sums[0]) and math.isfinite(sums[1])):
+                raise FloatingPointError(
+                    f"a response's KL is {sums[0]} and its entropy {sums[1]}: the policy's weights, or those of the "
+                    "reference policy, have left the range of numbers"
+                )
             found[place] = Divergence(max(0.0, sums[0]), sums[1], sums[2])
     return found
 
@@ -427,7 +435,7 @@ def _compared(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 def _expected(logprobs: Tensor, values: Tensor) -> Tensor:
     """(…, V) both -> (…,) the mean of `values` by these probabilities; what is impossible counts nothing."""
     probabilities = logprobs.exp()
-    return (probabilities * values).where(probabilities > 0, 0.0).sum(-1)
+    return (probabilities * values).where(probabilities != 0, 0.0).sum(-1)  # nan is not 0, and stays
 
 
 def _between(begins: Sequence[int], ends: Sequence[int], width: int, device: torch.device) -> Tensor:

@@ -60,6 +60,16 @@ def judged(scores: object, groups: object, weights: object = None) -> JudgedScor
 # Rules of combining
 
 
+def test_spread_is_unknown_where_fewer_than_two_members_have_a_score():
+    nan = float("nan")
+
+    assert spread([[1.0, 3.0, nan], [1.0, nan, nan], [nan, nan, nan]]).tolist() == pytest.approx(
+        [1.0, nan, nan], nan_ok=True
+    )
+    assert spread([[2.0]]).tolist() == pytest.approx([nan], nan_ok=True)
+    assert uncertainty_weighted([[1.0, nan], [nan, nan]], 0.5).tolist() == pytest.approx([1.0, nan], nan_ok=True)
+
+
 def test_each_rule_by_hand():
     scores = [[1.0, 2.0, 6.0], [0.0, -1.0, 1.0]]  # variances 14 / 3 and 2 / 3
 

@@ -107,6 +107,21 @@ def test_divergence_averages_to_the_exact_kl_and_entropy(policy, reference):
     assert min(one.kl for one in found) >= 0
 
 
+@pytest.mark.parametrize("broken", ["policy", "reference"])
+def test_weights_that_are_no_numbers_are_told_and_not_measured(policy, reference, broken):
+    model, tokenizer = policy
+    other, lame = load_policy(reference)[0], load_policy(reference)[0]
+    for weight in lame.parameters():
+        weight.data.fill_(torch.nan)
+    pair = (
+        encode_prompt(tokenizer, PROMPTS[1], 64),
+        Generated(tokenizer("ab", add_special_tokens=False)["input_ids"], True),
+    )
+
+    with pytest.raises(FloatingPointError, match="a response's KL is nan"):
+        divergences(*((lame, other) if broken == "policy" else (model, lame)), [pair])
+
+
 def test_response_that_was_cut_off_has_no_place_for_its_end(policy, reference):
     model, tokenizer = policy
     other, _ = load_policy(reference)
