@@ -19,6 +19,7 @@ from tests.training.alignment.enumerable import (
     total_variation,
 )
 from tests.training.alignment.material import StopAt, write_rankings
+from tests.training.alignment.processes import run_by_two
 from training.alignment import dpo
 from training.alignment.__main__ import run
 from training.alignment.config import ConfigError, DpoConfig, RejectionSamplingConfig
@@ -462,3 +463,25 @@ def test_without_judgments_there_is_nothing_to_learn(prepare, tmp_path):
     settings = RejectionSamplingConfig(policy=config.policy)
     with pytest.raises(ConfigError, match="pairs: there are none to learn from"):
         fine_tune_on_pairs(settings, policy=config.policy, pairs=[], run_dir=run_dir, stop=StopFlag())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora_rank", [0, 2])
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_two_processes_learn_what_one_does_and_go_on_where_they_stopped(prepare, sharding, lora_rank):
+    """Interrupted after some steps, and taken up again: what each process held a part of comes back."""
+    values = {"num_epochs": 4.0, "lora_rank": lora_rank, "check_steps": 4}
+    _, one = prepare("one", **values)
+    _, two = prepare("two", num_processes=2, sharding=sharding, **values)
+
+    assert run(one, StopFlag()) == 0
+    assert run_by_two(two, stop_at=5) != 0
+    assert two.read_result() is None
+    assert two.checkpoints()
+    assert run_by_two(two) == 0
+
+    assert [line["loss"] for line in metrics(two)] == pytest.approx([line["loss"] for line in metrics(one)], abs=1e-3)
+    assert [line["kl"] for line in checks(two)] == pytest.approx([line["kl"] for line in checks(one)], abs=1e-3)
+    for name in ("num_steps", "saved_step", "num_rankings", "num_pairs"):
+        assert two.read_result()[name] == one.read_result()[name]
+    assert two.read_result()["accuracy"] == pytest.approx(one.read_result()["accuracy"], abs=0.05)
