@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from django.db import connection, transaction
-from django.db.models import F, QuerySet
+from django.db.models import Case, F, QuerySet, When
 from django.utils.translation import gettext as _
 
 from annotate.errors import NotLeased
@@ -31,6 +31,9 @@ FREE = """
                       WHERE mine.comparison_id = comparison.id AND mine.annotator_id = %(annotator)s)
       AND NOT EXISTS (SELECT 1 FROM annotate_lease AS mine
                       WHERE mine.comparison_id = comparison.id AND mine.annotator_id = %(annotator)s)
+      AND NOT EXISTS (SELECT 1 FROM annotate_option AS option
+                      JOIN annotate_response AS response ON response.id = option.response_id
+                      WHERE option.comparison_id = comparison.id AND response.author_id = %(annotator)s)
     ORDER BY {order} LIMIT 1 {lock}
 """
 SHUFFLE_OF_LAST = "SELECT last.shuffle FROM annotate_comparison AS last WHERE last.id = %(last)s"
@@ -55,7 +58,7 @@ def _free_places(expired: QuerySet[Lease]) -> None:
     places = Counter(held.values())
     for num_places in set(places.values()):
         emptied = [pk for pk, count in places.items() if count == num_places]
-        Comparison.objects.filter(pk__in=emptied).update(num_taken=F("num_taken") - num_places)
+        give_up_places(Comparison.objects.filter(pk__in=emptied), num_places)
 
 
 def lock_standing(project_id: int, annotator: Annotator) -> Standing:
@@ -197,6 +200,12 @@ def _mirror(comparison: Comparison, project: Project) -> str:
 def take_place(comparison: Comparison) -> bool:
     free = Comparison.objects.filter(pk=comparison.pk, num_taken__lt=F("num_wanted"))
     return free.update(num_taken=F("num_taken") + 1) == 1
+
+
+def give_up_places(comparisons: QuerySet[Comparison], num_places: int = 1) -> None:
+    """Free so many places of each for somebody else; those of closed comparisons are gone."""
+    gone = Case(When(is_closed=True, then=num_places), default=0)
+    comparisons.update(num_taken=F("num_taken") - num_places, num_wanted=F("num_wanted") - gone)
 
 
 def shown_order(

@@ -83,7 +83,8 @@ def accept_scores(
 ) -> int:
     """Give open comparisons their priorities, the most informative the highest; return how many.
 
-    A comparison with a response that has no score keeps its priority. `progress` is called now and then.
+    A comparison with a response that has no score keeps its priority, and so does one of a trial: which of those have
+    been asked by now must not depend on what a model makes of them. `progress` is called now and then.
 
     Raises:
         ValueError: an unknown strategy, fewer than two members, or a score that is no finite number.
@@ -107,7 +108,7 @@ def accept_scores(
 def _open_comparisons(project: Project, batch: list[ScoredPrompt]) -> dict[int, dict[int, np.ndarray]]:
     """By their number of responses, open comparisons of these prompts: their (M, K) scores."""
     scores = {response: own for scored in batch for response, own in scored.scores.items()}
-    found_open = Comparison.objects.filter(OPEN, prompt__in=[scored.prompt for scored in batch])
+    found_open = Comparison.objects.filter(OPEN, is_trial=False, prompt__in=[scored.prompt for scored in batch])
     # a condition on the project would have the database look through all of its open comparisons
     own = [pk for pk, owner in found_open.values_list("pk", "project_id") if owner == project.pk]
     responses: dict[int, list[int]] = defaultdict(list)
@@ -123,13 +124,14 @@ def _open_comparisons(project: Project, batch: list[ScoredPrompt]) -> dict[int, 
 
 
 @transaction.atomic
-def _write(new: dict[int, float]) -> int:
+def _write(new: dict[int, float], *, is_trial: bool = False) -> int:
     """Change the priorities of comparisons that are still open; return how many.
 
     What somebody is just taking is left as it is: nobody waits for anybody. By plain statements: `bulk_update`
     makes one of CASEs, which takes thirty times as long.
     """
-    still_open = Comparison.objects.filter(OPEN, pk__in=new).select_for_update(no_key=True, skip_locked=True)
+    own = Comparison.objects.filter(OPEN, pk__in=new, is_trial=is_trial)
+    still_open = own.select_for_update(no_key=True, skip_locked=True)
     changed = [(new[pk], pk) for pk in still_open.values_list("pk", flat=True)]
     table = connection.ops.quote_name(Comparison._meta.db_table)
     with connection.cursor() as cursor:
@@ -208,19 +210,23 @@ def _best(pairs: list[Pair], candidates: list[Candidates], number: int) -> tuple
 
 
 @transaction.atomic
-def ask_first(*, project: Project, pairs: Sequence[Pair]) -> Asked:
+def ask_first(*, project: Project, pairs: Sequence[Pair], is_trial: bool = False) -> Asked:
     """Put these pairs before annotators next, in this order; the same pairs again find them open and add nothing.
 
     A pair whose answer is known stands outside the queue and stays there. Whoever has judged a pair is not asked again.
+    A trial's pairs are for the trial alone to ask (`is_trial`).
     """
     wanted = _by_digest(pairs)
     num_new = _make(project, wanted)
     own = Comparison.objects.filter(project=project, digest__in=wanted, is_gold=False, gold=None)
+    if is_trial:
+        own.update(is_trial=True, is_closed=False)
+    own = own.filter(is_trial=is_trial)
     num_further = own.filter(num_taken__gte=F("num_wanted")).update(num_wanted=F("num_taken") + 1)
     found = dict(own.values_list("digest", "pk"))
     order = [found[digest] for digest in wanted if digest in found]
     highest = Comparison.objects.filter(OPEN, project=project).aggregate(found=Max("priority"))["found"] or 0.0
-    _write({pk: highest + len(order) - place for place, pk in enumerate(order)})
+    _write({pk: highest + len(order) - place for place, pk in enumerate(order)}, is_trial=is_trial)
     return Asked(num_new, num_further, num_open=len(order) - num_new - num_further)
 
 

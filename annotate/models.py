@@ -287,9 +287,14 @@ class ComparisonQuerySet(models.QuerySet["Comparison"]):
         return self.filter(project__in=Project.objects.for_user(user))
 
     def open_to(self, annotator: "Annotator") -> Self:
-        """Comparisons with a free place that this annotator has neither judged, skipped nor leased; gold ones too."""
+        """Comparisons with a free place that this annotator has neither judged, skipped nor leased; gold ones too.
+
+        Nobody judges what they wrote themselves.
+        """
         mine = {"comparison": models.OuterRef("pk"), "annotator": annotator}
+        written = Option.objects.filter(comparison=models.OuterRef("pk"), response__author=annotator)
         return self.filter(
+            ~models.Exists(written),
             ~models.Exists(Judgment.objects.filter(**mine)),
             ~models.Exists(Skip.objects.filter(**mine)),
             ~models.Exists(Lease.objects.filter(**mine)),
@@ -317,6 +322,13 @@ class Comparison(models.Model):
     num_wanted = models.PositiveSmallIntegerField(default=1)
     num_taken = models.PositiveSmallIntegerField(default=0)
     is_gold = models.BooleanField(default=False, help_text=_("Its answer is known; it stands outside the queue."))
+    is_trial = models.BooleanField(
+        default=False,
+        help_text=_("Part of a test: neither guidance nor overlap changes when and how often it is asked."),
+    )
+    is_closed = models.BooleanField(
+        default=False, help_text=_("Nobody is asked any more: a place that is given up is gone.")
+    )
     shuffle = models.PositiveIntegerField(default=draw_shuffle, editable=False)
     priority = models.FloatField(default=0.0, help_text=_("The most informative have the highest."))
     created_at = models.DateTimeField(auto_now_add=True)

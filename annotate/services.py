@@ -30,7 +30,15 @@ from annotate.bulk import ImportReport, store_rows
 from annotate.demonstration.annotator import judge
 from annotate.demonstration.quality import is_known, quality
 from annotate.demonstration.recipes import demonstration_rows
-from annotate.distribution import lease_place, lease_shown, lock_standing, next_lease, reap, take_place
+from annotate.distribution import (
+    give_up_places,
+    lease_place,
+    lease_shown,
+    lock_standing,
+    next_lease,
+    reap,
+    take_place,
+)
 from annotate.errors import BadProject, NotLeased, NotRevisable, UnknownQuality
 from annotate.formats import read_file, read_row
 from annotate.formats.rows import Row
@@ -157,7 +165,7 @@ def skip_comparison(*, comparison: Comparison, annotator: Annotator, reason: str
     """Give the comparison back and never offer it to this annotator again."""
     lock_standing(comparison.project_id, annotator)
     if _give_up_lease(comparison, annotator):
-        Comparison.objects.filter(pk=comparison.pk).update(num_taken=F("num_taken") - 1)
+        give_up_places(Comparison.objects.filter(pk=comparison.pk))
     Draft.objects.filter(comparison=comparison, annotator=annotator).delete()
     Skip.objects.get_or_create(
         comparison=comparison, annotator=annotator, defaults={"reason": reason, "note": note[:MAX_NOTE]}
@@ -198,10 +206,11 @@ def renew_lease(*, comparison: Comparison, annotator: Annotator, now: datetime |
 
 @transaction.atomic
 def set_overlap(*, project: Project, overlap: int) -> None:
-    """Ask for that many judgments of every comparison, new and old; a place that is taken stays."""
+    """Ask for that many judgments of every comparison, new and old, but of trials; a place that is taken stays."""
     project.overlap = overlap
     project.save(update_fields=["overlap"])
-    project.comparisons.filter(is_gold=False, gold=None).update(num_wanted=Greatest(F("num_taken"), Value(overlap)))
+    ordinary = project.comparisons.filter(is_gold=False, gold=None, is_trial=False)
+    ordinary.update(num_wanted=Greatest(F("num_taken"), Value(overlap)))
 
 
 def check_file(path: Path) -> int:

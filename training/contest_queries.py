@@ -1,7 +1,8 @@
 """What people say of two policies: the verdict so far, and how well the rewards foresaw it.
 
-Of each pair the first judgment counts, and a tie is left out; `annotate.stats.sequential` says why, and what may be
-claimed at any time. Judgments are those of the overall order, whoever made them.
+Of each pair the first judgment counts, as it was first given, and a tie is left out; `annotate.stats.sequential` says
+why, and what may be claimed at any time. A vote that is revised afterwards still counts as it was cast: else what is
+decided could become undecided. Judgments are those of the overall order, whoever made them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from urllib.parse import urlencode
 import numpy as np
 from django.db.models import QuerySet
 
-from annotate.models import OPEN, OVERALL, Annotator, Comparison, Judgment, Project
+from annotate.models import OPEN, OVERALL, Annotator, Comparison, Judgment, Project, Revision
 from annotate.stats import bias, sequential
 from annotate.stats.sequential import Course
 from training import contest_samples, contest_services, plots, queries, references
@@ -121,8 +122,10 @@ def _row(label: str, found: Range | None, help: str, scale: Scale) -> Row:
 def _votes(contest: Contest, pairs: dict[int, list[Any]]) -> list[Vote]:
     """The first judgment of each pair, in the order in which they were made."""
     votes: dict[int, Vote] = {}
-    rows = _judged(contest).order_by("pk").values_list("comparison", "ranking", "annotator", "annotator__kind")
-    for comparison, ranking, annotator, kind in rows:
+    first = _first_rankings(contest)
+    rows = _judged(contest).order_by("pk").values_list("pk", "comparison", "ranking", "annotator", "annotator__kind")
+    for judgment, comparison, newest, annotator, kind in rows:
+        ranking = first.get(judgment, newest)
         if comparison not in votes and (outcome := _outcome(ranking, *pairs[comparison][:2])) is not None:
             is_simulated = kind == Annotator.Kind.SIMULATED
             votes[comparison] = Vote(comparison, outcome, as_dict(pairs[comparison][2]), annotator, is_simulated)
@@ -131,6 +134,12 @@ def _votes(contest: Contest, pairs: dict[int, list[Any]]) -> list[Vote]:
 
 def _judged(contest: Contest) -> QuerySet[Judgment]:
     return Judgment.objects.filter(comparison__contest_pairs__contest=contest, aspect=OVERALL, repeat=0)
+
+
+def _first_rankings(contest: Contest) -> dict[int, Any]:
+    """What judgments that have been revised said at first."""
+    revisions = Revision.objects.filter(judgment__in=_judged(contest)).order_by("-pk")
+    return dict(revisions.values_list("judgment", "values__ranking"))  # of each judgment the oldest comes last
 
 
 def _outcome(ranking: Sequence[Sequence[int]], challenger: int, opponent: int) -> int | None:

@@ -200,15 +200,20 @@ def _written(responses: Any) -> dict[str, Response]:
 
 
 def _liked_best(project: Project, prompts: Sequence[str], responses: Any) -> dict[str, Response]:
-    """By a prompt's digest the answer that came first in most of the judgments it was in."""
+    """By a prompt's digest the answer that most likely comes first in a further judgment that it is in.
+
+    By Laplace's rule of succession, so that one that came first once is not above one that did in nine of ten. What an
+    annotator wrote while judging is first by that alone: that judgment says nothing of it.
+    """
     first, seen = Counter[int](), Counter[int]()
     judged = Judgment.objects.filter(project=project, aspect=OVERALL, comparison__prompt__digest__in=prompts)
-    for ranking in judged.values_list("ranking", flat=True).iterator():
-        for place, group in enumerate(ranking):
+    for ranking, written in judged.values_list("ranking", "edited_response").iterator():
+        groups = [others for group in ranking if (others := [one for one in group if one != written])]
+        for place, group in enumerate(groups):
             seen.update(group)
             first.update(group if place == 0 else ())
     liked = [one for one in responses.select_related("prompt").order_by("-pk") if first[one.pk]]
-    by_merit = sorted(liked, key=lambda one: (first[one.pk] / seen[one.pk], seen[one.pk]))
+    by_merit = sorted(liked, key=lambda one: (first[one.pk] + 1) / (seen[one.pk] + 2))
     return {one.prompt.digest: one for one in by_merit}  # of each prompt the best one is the last
 
 

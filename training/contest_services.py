@@ -76,7 +76,8 @@ def send(
     there = set(contest.pairs.values_list("comparison__prompt__digest", flat=True))
     new = [pair for pair in found.pairs if messages_digest(pair.prompt) not in there]  # one pair for each prompt
     _store(contest, new[: max(0, contest.num_wanted - len(there))])
-    return Sent(contest, guidance.ask_first(project=project, pairs=_unjudged(contest)))
+    Comparison.objects.filter(pk__in=contest.pairs.values("comparison")).update(is_trial=True, is_closed=False)
+    return Sent(contest, guidance.ask_first(project=project, pairs=_unjudged(contest), is_trial=True))
 
 
 def _nothing(num_identical: int) -> str:
@@ -148,7 +149,16 @@ def _unjudged(contest: Contest) -> list[guidance.Pair]:
 
 @transaction.atomic
 def close(*, contest: Contest) -> int:
-    """Ask nobody any more; what is being judged just now still counts. Return how many comparisons were open."""
+    """Ask nobody any more; what is being judged just now still counts. Return how many comparisons were open.
+
+    A pair that another open contest has as well stays as it is.
+    """
+    Project.objects.select_for_update(no_key=True).values_list("pk").get(pk=contest.project_id)  # two may share pairs
     Contest.objects.filter(pk=contest.pk, closed_at=None).update(closed_at=timezone.now())
-    own = Comparison.objects.filter(pk__in=contest.pairs.values("comparison"), num_taken__lt=F("num_wanted"))
-    return own.update(num_wanted=F("num_taken"))
+    of_others = ContestPair.objects.filter(contest__closed_at=None).exclude(contest=contest)
+    own = Comparison.objects.filter(pk__in=contest.pairs.values("comparison")).exclude(
+        pk__in=of_others.values("comparison")
+    )
+    num_open = own.filter(num_taken__lt=F("num_wanted")).count()
+    own.filter(is_gold=False).update(is_closed=True, num_wanted=F("num_taken"))
+    return num_open

@@ -1,6 +1,7 @@
 from datetime import timedelta
 
 import pytest
+from django.db.models import F
 from django.utils import timezone
 
 from annotate import services
@@ -290,3 +291,57 @@ def test_a_lease_that_went_to_somebody_else_is_not_renewed():
     assert services.lease_next(project=project, annotator=make_annotator(), now=tomorrow)
 
     assert not services.renew_lease(comparison=lease.comparison, annotator=lease.annotator, now=tomorrow)
+
+
+# What nobody is asked
+
+
+def close(comparison):
+    Comparison.objects.filter(pk=comparison.pk).update(is_trial=True, is_closed=True, num_wanted=F("num_taken"))
+
+
+def test_a_place_at_a_closed_comparison_that_is_given_up_is_gone():
+    comparison = make_comparison(num_wanted=2)
+    skipping, late, other = (make_annotator() for _ in range(3))
+    for annotator in (skipping, late):
+        services.lease_next(project=comparison.project, annotator=annotator)
+    close(comparison)
+    services.skip_comparison(comparison=comparison, annotator=skipping)
+    assert services.lease_next(project=comparison.project, annotator=other) is None
+    later = timezone.now() + timedelta(hours=1)
+    assert services.lease_next(project=comparison.project, annotator=other, now=later) is None
+    comparison.refresh_from_db()
+    assert (comparison.num_taken, comparison.num_wanted) == (0, 0)
+
+
+def test_a_place_at_a_trial_that_is_not_closed_goes_to_somebody_else():
+    comparison = make_comparison(is_trial=True)
+    skipping, other = make_annotator(), make_annotator()
+    services.lease_next(project=comparison.project, annotator=skipping)
+    services.skip_comparison(comparison=comparison, annotator=skipping)
+    assert services.lease_next(project=comparison.project, annotator=other).comparison == comparison
+
+
+def test_another_overlap_changes_no_trial():
+    project = make_project()
+    closed, trial, other = (make_comparison(project=project) for _ in range(3))
+    make_judgment(comparison=closed)
+    close(closed)
+    Comparison.objects.filter(pk=trial.pk).update(is_trial=True)
+    services.set_overlap(project=project, overlap=3)
+    wanted = dict(Comparison.objects.values_list("pk", "num_wanted"))
+    assert wanted == {closed.pk: 1, trial.pk: 1, other.pk: 3}
+
+
+def test_nobody_judges_what_they_wrote():
+    author, other = make_annotator(), make_annotator()
+    project = make_project()
+    own, next_one = (make_comparison(project=project) for _ in range(2))
+    response = own.responses.first()
+    response.author = author
+    response.save()
+    assert services.lease_next(project=project, annotator=author).comparison == next_one
+    assert services.lease_next(project=project, annotator=other).comparison == own
+    Comparison.objects.update(num_wanted=2)
+    assert not Comparison.objects.filter(pk=own.pk).open_to(author).exists()
+    assert not services.renew_lease(comparison=own, annotator=author)

@@ -302,3 +302,28 @@ def test_ask_first_asks_the_database_no_more_for_three_pairs():
         numbers.append(len(queries))
 
     assert numbers[0] == numbers[1]
+
+
+# Trials
+
+
+def test_a_trial_keeps_its_order_whatever_models_make_of_it():
+    project = make_project()
+    trial, other = (make_comparison(project=project, contents=("yes", "no")) for _ in range(2))
+    pair = Pair(trial.prompt_id, tuple(response_ids(trial)))
+    assert ask_first(project=project, pairs=[pair], is_trial=True) == Asked(0, 0, 1)
+    placed = Comparison.objects.get(pk=trial.pk)
+    assert (placed.is_trial, placed.priority) == (True, 1.0)
+    scores = [scored(trial, [9.0, -9.0], [-9.0, 9.0]), scored(other, [1.0, 0.0], [0.0, 1.0])]
+    assert accept_scores(project=project, scores=scores) == 1
+    assert Comparison.objects.get(pk=trial.pk).priority == 1.0
+
+
+def test_a_trials_pair_is_for_the_trial_alone_to_ask():
+    trial = make_comparison()
+    pairs = [Pair(trial.prompt_id, tuple(response_ids(trial)))]
+    ask_first(project=trial.project, pairs=pairs, is_trial=True)
+    make_judgment(comparison=trial)
+    assert ask_first(project=trial.project, pairs=pairs) == Asked(0, 0, 0)
+    trial.refresh_from_db()
+    assert (trial.num_wanted, trial.num_taken) == (1, 1)

@@ -1,6 +1,8 @@
 """Two policies before annotators: samples, sending, the verdict and its pages."""
 
 import json
+from datetime import timedelta
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -8,8 +10,11 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils import timezone
 
+from annotate import guidance
 from annotate import services as annotate_services
+from annotate.answers import Answer, Edit
 from annotate.models import Annotator, Comparison, Judgment, Project, Response
 from tests.factories import make_annotator, make_comparison, make_judgment, make_project, make_prompt
 from tests.training.factories import make_finished_run, make_staff
@@ -150,6 +155,30 @@ def test_people_are_opponents_by_what_they_wrote_and_by_what_they_like_best():
         (pair,) = contest_samples.pairs(run, project, "after", opponent).pairs
         assert (pair.prompt, pair.opponent) == (prompt(0), contest_samples.Answer(text, source))
         assert pair.scores == {}
+
+
+def test_liked_best_is_not_who_was_judged_least():
+    project = make_project()
+    first = make_prompt(project=project, messages=prompt(0))
+    often = make_comparison(prompt=first, contents=("often", "seldom"), models=("m1", "m2"))
+    once = make_comparison(prompt=first, contents=("once", "never"), models=("m3", "m4"))
+    for order in [[[0], [1]]] * 9 + [[[1], [0]]]:
+        make_judgment(comparison=often, order=order)
+    make_judgment(comparison=once, order=[[0], [1]])
+    run = make_policy(project=project, num_prompts=1)
+    (pair,) = contest_samples.pairs(run, project, "after", BEST).pairs
+    assert pair.opponent.text == "often"
+
+
+def test_who_writes_a_better_answer_does_not_vote_for_it():
+    project = make_project()
+    first = make_prompt(project=project, messages=prompt(0))
+    comparison = make_comparison(prompt=first, contents=("good", "bad"), models=("m1", "m2"))
+    edit = Edit(response_id=comparison.responses.get(content="good").pk, text="better")
+    make_judgment(comparison=comparison, order=[[0], [1]], edit=edit)
+    run = make_policy(project=project, num_prompts=1)
+    (pair,) = contest_samples.pairs(run, project, "after", BEST).pairs
+    assert pair.opponent.text == "good"
 
 
 def test_the_runs_own_answers_are_no_opponents_of_it():
@@ -295,6 +324,62 @@ def test_closing_asks_nobody_any_more_and_sending_again_opens():
     assert annotate_services.lease_next(project=run.project, annotator=make_annotator()) is not None
 
 
+@pytest.mark.parametrize("way", ["skip", "expiry", "overlap"])
+def test_what_is_closed_stays_closed(way):
+    run = make_policy(num_prompts=3)
+    contest = send(run).contest
+    judge(contest, "w")
+    held = annotate_services.lease_next(project=run.project, annotator=make_annotator())
+    contest_services.close(contest=contest)
+    now = timezone.now()
+    if way == "skip":
+        annotate_services.skip_comparison(comparison=held.comparison, annotator=held.annotator)
+    elif way == "expiry":
+        now += timedelta(hours=1)
+    else:
+        annotate_services.set_overlap(project=run.project, overlap=3)
+    assert annotate_services.lease_next(project=run.project, annotator=make_annotator(), now=now) is None
+    again = send(run).asked
+    assert again.num_further == (1 if way == "overlap" else 2)  # what is held is not asked again
+
+
+def test_guidance_changes_neither_the_order_nor_the_number_of_votes():
+    project = make_project(strategy="informative", random_share=0.0)
+    contest = send(make_policy(project=project, num_prompts=4)).contest
+    ordered = [pair.comparison for pair in contest.pairs.select_related("comparison")]
+    scores = [
+        guidance.ScoredPrompt(
+            pair.comparison.prompt_id, {pair.challenger_id: [place, -place], pair.opponent_id: [-place, place]}
+        )
+        for place, pair in enumerate(contest.pairs.all())
+    ]
+    assert guidance.accept_scores(project=project, scores=scores) == 0
+    annotate_services.set_overlap(project=project, overlap=2)
+    judge(contest, "w")
+    asked = annotate_services.lease_next(project=project, annotator=make_annotator())
+    assert asked.comparison == ordered[1]
+
+
+def test_closing_leaves_what_another_open_contest_has():
+    run = make_comparison_of_policies(make_project())
+    one = send(run, challenger="rlhf", opponent="base").contest
+    other = send(run, challenger="base", opponent="rlhf").contest
+    assert Comparison.objects.count() == NUM_PROMPTS
+    assert contest_services.close(contest=one) == 0
+    assert contest_queries.verdict(other).num_open == NUM_PROMPTS
+    assert contest_services.close(contest=other) == NUM_PROMPTS
+
+
+def test_nobody_is_asked_about_an_answer_of_their_own():
+    project = make_project()
+    author, other = make_annotator(), make_annotator()
+    first = make_prompt(project=project, messages=prompt(0))
+    Response.objects.create(prompt=first, content="by hand", author=author)
+    send(make_policy(project=project, num_prompts=1), opponent=WRITTEN)
+    assert annotate_services.lease_next(project=project, annotator=author) is None
+    assert annotate_services.lease_next(project=project, annotator=other) is not None
+
+
 # The verdict
 
 
@@ -316,6 +401,17 @@ def test_votes_are_first_judgments_and_ties_are_left_out():
     assert (told.words, told.is_enough, told.num_open) == ("Nothing shows yet.", False, 2)
     assert told.win_rates[0].text.startswith("50.0% [")
     assert told.basis == "3 of 5 pairs are judged, 1 of them as ties. In brackets: 95% intervals."
+
+
+def test_what_is_decided_stays_decided_when_votes_are_revised():
+    contest = send(make_policy(num_prompts=12), points=40.0).contest
+    judge(contest, "w" * 12)
+    before = contest_queries.verdict(contest)
+    for judgment in Judgment.objects.all():
+        for ranking in (judgment.ranking[::-1], [sorted(chain(*judgment.ranking))]):
+            annotate_services.revise_judgment(judgment=judgment, answer=Answer(ranking=ranking))
+    assert before.words == "People like best-of-16 better. That is decided since vote 12."
+    assert contest_queries.verdict(contest) == before
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('annotate', '0006_asked_by_chance'),
+        ('annotate', '0007_trials'),
         ('training', '0006_policies_and_shards'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
