@@ -8,6 +8,9 @@ that point. `Guard` sees one `Check` after another and raises an `Alarm` when, f
   below that best one by more than noise explains (`lead`); or
 - "spread": the held-out rewards disagree about the policy's responses more than about 99 % of the training responses.
 
+The best check is one where they do not: what they guess about is no reason to go back to it. Two checks are compared by
+the prompts that have a score at both, for the mean of one that lost the scores of hard prompts is higher for nothing.
+
 What noise explains: the same prompts are answered at every check, so two checks are compared by their differences at
 each prompt. But the best check is the highest of all so far, and the highest of many noisy figures is too high: on a
 plateau whatever comes after it looks like a fall. Each of the m comparisons that the best one has won therefore gets an
@@ -125,7 +128,10 @@ class Guard:
 
     @property
     def best(self) -> Check:
-        """The check with the highest held-out reward, the earliest of several."""
+        """The check with the highest held-out reward among those within the spread's limit, the earliest of several.
+
+        The first one where there is none.
+        """
         if self._best is None:
             raise LookupError("there has been no check")
         return self._best
@@ -139,7 +145,9 @@ class Guard:
         if not math.isfinite(check.held_out):
             raise ValueError(f"held_out: {check.held_out} at step {check.step}")
         self.first = self.first or check
-        if self._best is None or check.held_out > self._best.held_out:
+        if self._best is None or (
+            not self._is_spread(check) and _rise(self._best.held_out_by_prompt, check.held_out_by_prompt) > 0
+        ):
             self._best = check
         self._num_falling = self._num_falling + 1 if self._is_falling(check) else 0
         self._num_spread = self._num_spread + 1 if self._is_spread(check) else 0
@@ -155,7 +163,7 @@ class Guard:
 
     def _is_falling(self, check: Check) -> bool:
         best = self.best
-        if check is best or check.reward <= best.reward:
+        if check is best or not _rise(best.reward_by_prompt, check.reward_by_prompt) > 0:
             return False
         return lead(best.held_out_by_prompt, check.held_out_by_prompt, self._num_seen) > 0
 
@@ -197,9 +205,22 @@ def lead(best: Sequence[float | None], now: Sequence[float | None], num_compared
     Raises:
         ValueError: they are not of as many prompts.
     """
-    differences = [one - other for one, other in zip(best, now, strict=True) if one is not None and other is not None]
-    mean, half = mean_interval(differences, 1 - (1 - CONFIDENCE) / max(1, num_compared))
+    mean, half = mean_interval(differences(now, best), 1 - (1 - CONFIDENCE) / max(1, num_compared))
     return -math.inf if half is None else mean - half
+
+
+def differences(before: Sequence[float | None], after: Sequence[float | None]) -> list[float]:
+    """By how much each prompt that has both is higher after than before.
+
+    Raises:
+        ValueError: they are not of as many prompts.
+    """
+    return [new - old for old, new in zip(before, after, strict=True) if old is not None and new is not None]
+
+
+def _rise(before: Sequence[float | None], after: Sequence[float | None]) -> float:
+    """The mean difference; nan where no prompt has both."""
+    return mean_interval(differences(before, after))[0]
 
 
 def mean_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> tuple[float, float | None]:
@@ -224,7 +245,7 @@ def fit_best_of_n(distance: ArrayLike, gold: ArrayLike) -> tuple[float, float]:
         gold: (N,) true reward, less that of the reference policy.
 
     Raises:
-        ValueError: they are not of the same shape, a distance is negative, or they are too few to tell.
+        ValueError: they are not of the same shape or not finite, a distance is negative, or they are too few to tell.
     """
     return _fit(distance, gold, lambda d: d * d)
 
@@ -242,6 +263,8 @@ def _fit(distance: ArrayLike, gold: ArrayLike, bend: Any) -> tuple[float, float]
     reward: NDArray[np.float64] = np.asarray(gold, dtype=np.float64)
     if d.ndim != 1 or d.shape != reward.shape:
         raise ValueError(f"distance {d.shape} and gold {reward.shape} must be of one shape (N,)")
+    if not (np.isfinite(d).all() and np.isfinite(reward).all()):
+        raise ValueError("distance and gold: one is no number")
     if np.any(d < 0):
         raise ValueError("distance: one is negative")
     columns = np.stack([d, -bend(d)], axis=1)

@@ -11,7 +11,8 @@ between them tells where they guess.
     held_out/1/ …                a run directory for each of the reward models
     held_out/held_out.json       what is known of them, see `HeldOut`
 
-A reward that is given instead is taken as it is, unless it is what is optimised, or a part of that.
+A reward that is given instead is taken as it is, unless it has a part in common with what is optimised, under whatever
+name.
 """
 
 import dataclasses
@@ -27,22 +28,27 @@ import numpy as np
 from accelerate import Accelerator
 
 from training.alignment import ensemble
+from training.alignment.combiner import member_paths
 from training.alignment.config import (
+    AverageWeightsConfig,
     ComparePoliciesConfig,
     ConfigError,
     DpoConfig,
     RejectionSamplingConfig,
     RewardModelConfig,
     RlhfConfig,
+    RunConfig,
+    SftConfig,
     split_names,
 )
 from training.alignment.evaluation import pairwise_accuracy
 from training.alignment.learning_curve import in_hash_order
 from training.alignment.measures import Figure
+from training.alignment.member_config import ImplicitRewardMember, RewardModelMember, is_member, read_member
 from training.alignment.policies import is_adapter, load_policy, save_policy
 from training.alignment.preferences import PromptedResponses, RankedResponses, prompt_key, read_rankings
 from training.alignment.provenance import prompt_digest, trained_on
-from training.alignment.reward import Reward, Scored, load_reward, score_cache
+from training.alignment.reward import COMBINER, Reward, Scored, load_reward, placed, score_cache
 from training.alignment.reward_model import agree
 from training.alignment.reward_training import train_reward_model
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag, write_json, write_whole
@@ -73,7 +79,7 @@ class HeldOut:
     accuracy: Figure = None
     """Of the mean, on votes that none has learned from; of a given one, as the run that trained it found."""
     reference_spread: float | None = None
-    """The mean deviation between members on the training split's responses; none where there is nothing to deviate."""
+    """The mean deviation between members on usual responses; none where there is nothing to deviate."""
     spread_limit: float = math.inf
     """The 99 % quantile of that deviation over its mean."""
     note: str = ""
@@ -140,21 +146,45 @@ def optimised(config: Config, run_dir: RunDir) -> list[str]:
         return []
     found = [run_dir.locate(name) for name in split_names(config.reward_model)]
     if isinstance(config, ComparePoliciesConfig):
-        for name in split_names(config.policies):
-            own = RunDir(Path(run_dir.locate(name)).parent)
-            told = own.config() if (own.path / "run.json").is_file() else None
+        for path in _policies(config, run_dir):
+            told = _run_config(path)
             if isinstance(told, RejectionSamplingConfig | RlhfConfig):
-                found += optimised(told, own)
+                found += optimised(told, RunDir(path.parent))
     return list(dict.fromkeys(found))
 
 
 def parts(run_dir: RunDir, name: str) -> set[str]:
-    """A reward's path, and those of all that it combines."""
-    if not name:
-        return set()
-    path = run_dir.locate(name)
-    own = {os.path.realpath(path) if Path(path).is_dir() else path}
-    return own.union(*(parts(run_dir, part) for part in disagreeing([path]) if part != path))
+    """A reward's path, and those of all that it is made of: what it combines, averages, or is another name of."""
+    found = set[str]()
+    waiting = [run_dir.locate(name)] if name else []
+    while waiting:
+        path = waiting.pop()
+        own = os.path.realpath(path) if Path(path).is_dir() else path
+        if own not in found:
+            found.add(own)
+            waiting += _made_of(Path(own)) if Path(own).is_dir() else []
+    return found
+
+
+def _made_of(folder: Path) -> list[str]:
+    """Paths and ids of the rewards, or the policy, whose errors one in a folder has."""
+    if is_member(folder):
+        member = read_member(folder)
+        if isinstance(member, RewardModelMember):
+            return [placed(folder, member.model)]
+        return [placed(folder, member.policy)] if isinstance(member, ImplicitRewardMember) else []
+    if (folder / COMBINER).is_file():
+        return member_paths(folder, is_used=True)
+    config = _run_config(folder)
+    if isinstance(config, AverageWeightsConfig):
+        return [RunDir(folder.parent).locate(name) for name in split_names(config.models)]
+    return []
+
+
+def _run_config(folder: Path) -> RunConfig | None:
+    """Of the run that has made a model, where one of ours has."""
+    run_dir = RunDir(folder.parent)
+    return run_dir.config() if (run_dir.path / "run.json").is_file() else None
 
 
 def part_of(stage: Stage, number: int, of: int) -> Stage:
@@ -170,11 +200,11 @@ def _given(config: Config, run_dir: RunDir, accelerator: Accelerator) -> HeldOut
     path = run_dir.locate(config.held_out_reward_model)
     reward = load_reward(path, accelerator.device, cache=score_cache())
     held_out = HeldOut((reward,), GIVEN, accuracy=_accuracy_of(path))
-    num_shared = len(trained_on(Path(path)) & _learned_from(names))
+    num_shared = len(trained_on(Path(path)) & _learned_from(config, run_dir))
     if num_shared:
         note = (
-            f"The held-out reward has learned from judgments on {num_shared} of the prompts that the optimised reward "
-            "has learned from: it may share its errors."
+            f"The held-out reward has learned from judgments on {num_shared} of the prompts that the "
+            f"{_learner(config, run_dir)} has learned from: it may share its errors."
         )
         held_out = dataclasses.replace(held_out, note=note)
     return _with_spread(held_out, run_dir.resolve(config.preferences))
@@ -187,16 +217,35 @@ def _accuracy_of(path: str) -> Figure:
     return None if value is None else {"value": value, "interval": found.get("interval")}
 
 
-def _learned_from(paths: Sequence[str]) -> set[str]:
-    """Digests of the prompts from whose judgments any of these rewards has learned."""
-    return set[str]().union(*(trained_on(Path(path)) for path in paths))
+def _learned_from(config: Config, run_dir: RunDir) -> set[str]:
+    """Digests of the prompts from whose judgments what is graded has learned: by a reward, or, as DPO does, without."""
+    found = set[str]().union(*(trained_on(Path(path)) for path in optimised(config, run_dir)))
+    if isinstance(config, DpoConfig):
+        found |= {prompt_digest(ranked) for ranked in read_rankings(run_dir.resolve(config.preferences), TRAIN)}
+    if isinstance(config, ComparePoliciesConfig):
+        for path in _policies(config, run_dir):
+            if isinstance(_run_config(path), DpoConfig | SftConfig):
+                found |= trained_on(path)
+    return found
+
+
+def _learner(config: Config, run_dir: RunDir) -> str:
+    return "optimised reward" if optimised(config, run_dir) else "policy"
+
+
+def _policies(config: ComparePoliciesConfig, run_dir: RunDir) -> list[Path]:
+    return [Path(run_dir.locate(name)) for name in split_names(config.policies)]
 
 
 def _with_spread(held_out: HeldOut, path: Path) -> HeldOut:
-    """The same, with the usual deviation between its members; they have not learned from the training split."""
+    """The same, with the usual deviation between its members, on responses whose judgments they have not learned from.
+
+    Those trained here have not learned from the training split; those of a given combination may have, so its spread is
+    that on the test split.
+    """
     prompts = {
         prompt_key(ranked.prompt): PromptedResponses(ranked.prompt, ranked.responses)
-        for ranked in read_rankings(path, TRAIN)
+        for ranked in read_rankings(path, TEST if held_out.votes == GIVEN else TRAIN)
     }
     chosen = [prompts[key] for key in in_hash_order(list(prompts), 0)[:NUM_REFERENCE_PROMPTS]]
     has_members = len(held_out.rewards) > 1 or hasattr(held_out.rewards[0], "members")
@@ -321,13 +370,13 @@ class _Training:
             self.accelerator.wait_for_everyone()
 
     def _note(self, rankings: Sequence[RankedResponses]) -> str:
-        learned_from = _learned_from(optimised(self.config, self.run_dir))
+        learned_from = _learned_from(self.config, self.run_dir)
         num_shared = len(learned_from & {prompt_digest(ranked) for ranked in rankings})
         if not num_shared:
             return ""
         return (
-            f"The optimised reward has learned from {num_shared} of the prompts whose judgments the held-out reward "
-            "has learned from: they may share errors."
+            f"The {_learner(self.config, self.run_dir)} has learned from {num_shared} of the prompts whose judgments "
+            "the held-out reward has learned from: they may share errors."
         )
 
     def _measure(self, held_out: HeldOut, aspects: Sequence[str]) -> None:

@@ -62,7 +62,7 @@ def response_log_ratio(logprobs: Tensor, reference_logprobs: Tensor, mask: Tenso
     if not logprobs.shape == reference_logprobs.shape == mask.shape:
         shapes = ", ".join(str(tuple(one.shape)) for one in (logprobs, reference_logprobs, mask))
         raise ValueError(f"logprobs, reference_logprobs and mask differ in shape: {shapes}")
-    return ((logprobs - reference_logprobs) * mask).sum(-1)
+    return (logprobs - reference_logprobs).where(mask.bool(), 0.0).sum(-1)  # what is padding may be infinite
 
 
 @dataclass

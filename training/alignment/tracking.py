@@ -38,7 +38,7 @@ from transformers import PreTrainedTokenizerBase
 from training.alignment.batching import batches, budget, pad
 from training.alignment.config import ConfigError, DpoConfig, RejectionSamplingConfig, RlhfConfig
 from training.alignment.generation import Generated, generate_ids, texts
-from training.alignment.guard import Alarm, Check, Guard, mean_interval
+from training.alignment.guard import Alarm, Check, Guard, differences, mean_interval
 from training.alignment.held_out_reward import HeldOut
 from training.alignment.policies import computes_in_bfloat16, load_policy
 from training.alignment.preferences import Messages, PromptedResponses, encode_prompt
@@ -123,7 +123,7 @@ class Tracker:
 
     @property
     def best_step(self) -> int:
-        """The step of the highest held-out reward so far, the earliest of several."""
+        """That of `Guard.best`."""
         return self.guard.best.step
 
     def check(self, step: int, model: Any, tokenizer: PreTrainedTokenizerBase) -> Alarm | None:
@@ -469,25 +469,20 @@ def _mean(by_prompt: Sequence[float | None]) -> float:
     return fmean(value for value in by_prompt if value is not None)
 
 
-def _differences(before: Sequence[float | None], after: Sequence[float | None]) -> list[tuple[float, float]]:
-    """What prompts have that have both."""
-    return [(old, new) for old, new in zip(before, after, strict=True) if old is not None and new is not None]
-
-
 def _around(value: float, first: Sequence[float | None], now: Sequence[float | None]) -> tuple[float, float] | None:
     """An interval around `value` as wide as that of the difference from the first check; none at that one."""
     if not first:
         return None
-    _, half = mean_interval([new - old for old, new in _differences(first, now)])
+    _, half = mean_interval(differences(first, now))
     return None if half is None else (value - half, value + half)
 
 
 def _gain(name: str, before: Sequence[float | None], after: Sequence[float | None]) -> dict[str, Any]:
     """Means over the prompts that have both, and that of their differences with its interval."""
-    both = _differences(before, after)
+    both = [(old, new) for old, new in zip(before, after, strict=True) if old is not None and new is not None]
     if not both:
         raise ConfigError(f"{name}_model: could score no prompt before and after")
-    gain, half = mean_interval([new - old for old, new in both])
+    gain, half = mean_interval(differences(before, after))
     return {
         f"{name}_before": fmean(old for old, _ in both),
         f"{name}_after": fmean(new for _, new in both),

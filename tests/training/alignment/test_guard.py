@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ def check(step: int, reward: float, held_out: list[float | None], spread: float 
         step=step,
         reward=reward,
         held_out=sum(known) / len(known),
+        reward_by_prompt=(reward,) * len(held_out),
         held_out_by_prompt=tuple(held_out),
         spread=spread,
         kl=float(step),
@@ -105,13 +107,39 @@ def test_spread_beyond_the_training_responses_raises_an_alarm():
 
     guard = watched(checks, spread_limit=2.5)
 
+    assert guard.best == checks[3]  # of those that rise on beyond the limit nobody knows whether they are better
     assert guard.alarm == Alarm(
         6,
         SPREAD,
-        6,
+        3,
         "The held-out rewards disagree about the policy's responses 3 times as much as about the training responses, "
         "and more than 2.5 times at 3 checks in a row.",
     )
+
+
+def test_best_is_the_first_where_the_spread_is_always_too_large():
+    checks = [even(step, step, step, spread) for step, spread in enumerate([1.0, 3.0, 3.0])]
+
+    assert watched(checks, spread_limit=2.0).best == checks[0]
+
+
+def test_check_that_lost_the_scores_of_hard_prompts_is_no_better_for_it():
+    scored: list[list[float | None]] = [[5, 5, -5, -5], [4, 4, None, None], [5.5, 5.5, -4, -4]]
+    checks = [check(step, step, held_out) for step, held_out in enumerate(scored)]
+
+    assert [watched(checks[: number + 1]).best.step for number in range(3)] == [0, 0, 2]
+
+
+def test_proxy_that_lost_the_scores_of_hard_prompts_has_not_risen():
+    def proxy_scored(one: Check, rewards: list[float | None]) -> Check:
+        return replace(one, reward_by_prompt=tuple(rewards))
+
+    falling = [check(step, 1.0, [3.0 - step] * 4) for step in range(6)]
+    lost = [proxy_scored(falling[0], [5, 5, -5, -5]), *(proxy_scored(one, [4, 4, None, None]) for one in falling[1:])]
+    risen = [proxy_scored(falling[0], [5, 5, -5, -5]), *(proxy_scored(one, [6, 6, None, None]) for one in falling[1:])]
+
+    assert watched(lost).alarm is None
+    assert (watched(risen).alarm or falling[0]).step == 3
 
 
 def test_policy_that_begins_with_a_larger_spread_has_a_larger_limit():
@@ -233,6 +261,8 @@ def test_fit_recovers_a_simulated_curve(fit):
         ([1.0, 2.0], [1.0], "one shape"),
         ([[1.0]], [[1.0]], "one shape"),
         ([-1.0, 2.0], [1.0, 1.0], "negative"),
+        ([1.0, 2.0], [1.0, math.nan], "one is no number"),
+        ([1.0, math.inf], [1.0, 1.0], "one is no number"),
         ([0.0, 2.0], [0.0, 1.0], "2 points tell no curve"),
     ],
 )

@@ -6,9 +6,17 @@ import pytest
 
 from tests.training.alignment.material import StopAt, write_rankings
 from training.alignment.combiner import Combiner, Recipe
-from training.alignment.config import ConfigError, DpoConfig, RewardModelConfig, RlhfConfig
+from training.alignment.config import (
+    AverageWeightsConfig,
+    ComparePoliciesConfig,
+    ConfigError,
+    DpoConfig,
+    RewardModelConfig,
+    RlhfConfig,
+)
 from training.alignment.ensemble import Standardisation
 from training.alignment.held_out_reward import HeldOut, divided, held_out_reward, part_of, parts
+from training.alignment.member_config import ImplicitRewardMember, RewardModelMember, write_member
 from training.alignment.preferences import PromptedResponses, read_rankings
 from training.alignment.reward import Scored, load_reward
 from training.alignment.reward_model import RewardModel, join_processes
@@ -319,6 +327,73 @@ def test_given_reward_that_is_optimised_is_refused(prepare, proxy, tmp_path, acc
     with pytest.raises(ConfigError, match="held_out_reward_model: is the one that is optimised, or a part of it"):
         held_out_reward(config, run_dir, accelerator, StopFlag(), STAGE)
     assert parts(run_dir, str(tmp_path / "link")) == {str(proxy.resolve())}
+
+
+@pytest.mark.parametrize("is_renamed_optimised", [True, False])
+@pytest.mark.parametrize("name", ["member", "average", "combination of a member", "implicit"])
+def test_reward_passes_as_held_out_under_no_other_name(prepare, tmp_path, accelerator, name, is_renamed_optimised):
+    model = untrained(tmp_path / "run").model
+    renamed = tmp_path / "renamed"
+    if name == "average":
+        config = AverageWeightsConfig(models=f"{model}, other")
+        renamed = RunDir.create(tmp_path / "averaged", config).model
+        renamed.mkdir()
+    elif name == "implicit":
+        write_member(renamed, ImplicitRewardMember(policy="../run/model", reference_policy="base", beta=0.5))
+        model = write_member(tmp_path / "own", ImplicitRewardMember(policy=str(model), reference_policy="base"))
+    else:
+        write_member(renamed, RewardModelMember(model="../run/model"))
+    if name == "combination of a member":
+        rules = [renamed, member(tmp_path / "rule", target=3)]
+        renamed = tmp_path / "combined"
+        renamed.mkdir()
+        members = [{"path": f"../{rule.name}"} for rule in rules]
+        told = {"kind": "combiner", "members": members, "is_used": [True, True], "files": {}}
+        (renamed / "combiner.json").write_text(json.dumps(told))
+    one, other = (renamed, model) if is_renamed_optimised else (model, renamed)
+    config, run_dir = prepare(reward_model=str(one), held_out_reward_model=str(other))
+
+    with pytest.raises(ConfigError, match="held_out_reward_model: is the one that is optimised, or a part of it"):
+        held_out_reward(config, run_dir, accelerator, StopFlag(), STAGE)
+
+
+def test_member_that_names_itself_has_one_part(tmp_path):
+    write_member(tmp_path / "own", RewardModelMember(model="."))
+
+    assert parts(RunDir(tmp_path), "own") == {str((tmp_path / "own").resolve())}
+
+
+@pytest.mark.parametrize("is_comparison", [False, True])
+def test_given_reward_that_learned_from_the_votes_of_dpo_is_noted(
+    preferences, trained, tmp_path, accelerator, is_comparison
+):
+    path = relabelled(preferences, tmp_path / "all.jsonl", {"guard": "train"})
+    given = trained[0].path / "held_out" / "1" / "model"
+    config = DpoConfig(preferences=str(path), policy="base", held_out_reward_model=str(given))
+    run_dir = RunDir.create(tmp_path / "dpo", config)
+    if is_comparison:
+        config = ComparePoliciesConfig(
+            preferences=str(preferences),
+            policies=f"base, {run_dir.model}",
+            held_out_reward_model=str(given),
+        )
+        run_dir = RunDir.create(tmp_path / "comparison", config)
+
+    held_out = held_out_reward(config, run_dir, accelerator, StopFlag(), STAGE)
+
+    assert held_out.note == (
+        "The held-out reward has learned from judgments on 17 of the prompts that the policy has learned from: it may "
+        "share its errors."
+    )
+
+
+def test_given_combination_is_not_measured_where_it_may_have_learned(prepare, preferences, combination, accelerator):
+    found = relabelled(preferences, preferences.parent / "untested.jsonl", {"test": "train"})
+    config, run_dir = prepare(preferences=str(found), held_out_reward_model=str(combination[0]))
+
+    held_out = held_out_reward(config, run_dir, accelerator, StopFlag(), STAGE)
+
+    assert (held_out.reference_spread, held_out.spread_limit) == (None, float("inf"))
 
 
 def test_given_reward_that_learned_from_the_same_votes_is_noted(prepare, trained, preferences, tmp_path, accelerator):

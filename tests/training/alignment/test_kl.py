@@ -75,6 +75,14 @@ def test_log_ratio_of_a_response_counts_its_own_tokens_only():
     assert response_log_ratio(logprobs, reference, torch.tensor([[1, 1, 0]])).tolist() == [2.5]
 
 
+def test_log_ratio_does_not_look_at_padding():
+    logprobs = torch.tensor([[-1.0, -torch.inf], [-1.0, torch.nan]])
+
+    found = response_log_ratio(logprobs, torch.full((2, 2), -3.0), torch.tensor([[1, 0], [1, 0]]))
+
+    assert found.tolist() == [2.0, 2.0]
+
+
 def test_log_ratio_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match=r"differ in shape: \(1, 3\), \(1, 3\), \(3,\)"):
         response_log_ratio(torch.zeros(1, 3), torch.zeros(1, 3), torch.ones(3))
