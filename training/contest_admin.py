@@ -5,6 +5,7 @@ from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import URLPattern, path, reverse
@@ -29,7 +30,7 @@ class ContestAdmin(PageAdmin):
     list_display = ("contest", "run_link", "project", "votes_wanted", "sent", "state")
     list_display_links = ("contest",)
     list_filter = (("project", ProjectFilter),)
-    list_select_related = ("run", "project", "created_by")
+    list_select_related = ("project", "created_by")
     search_fields = ("run__name",)
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -49,6 +50,13 @@ class ContestAdmin(PageAdmin):
             *super().get_urls(),
         ]
 
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Contest], search_term: str
+    ) -> tuple[QuerySet[Contest], bool]:
+        """By the names of runs, as far as the user sees them."""
+        found, has_duplicates = super().get_search_results(request, queryset, search_term)
+        return found.filter(name_of_run__isnull=False) if search_term else found, has_duplicates
+
     def changelist_view(self, request: HttpRequest, extra_context: Context = None) -> HttpResponse:
         return super().changelist_view(request, {**(extra_context or {}), "title": "Policies judged by people"})
 
@@ -57,9 +65,11 @@ class ContestAdmin(PageAdmin):
         return str(contest)
 
     @admin.display(description="run")
-    def run_link(self, contest: Contest) -> SafeString:
+    def run_link(self, contest: Contest) -> str | SafeString:
+        if not contest.is_run_named:
+            return contest.run_name
         url = reverse("admin:training_trainingrun_change", args=[contest.run_id])
-        return format_html('<a href="{}">{}</a>', url, contest.run)
+        return format_html('<a href="{}">{}</a>', url, contest.run_name)
 
     @admin.display(description="votes wanted", ordering="num_wanted")
     def votes_wanted(self, contest: Contest) -> int:

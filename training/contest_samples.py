@@ -21,6 +21,7 @@ from annotate.models import OVERALL, Judgment, Project, Response
 from training import queries
 from training.alignment_queries import messages_of, objects
 from training.models import BEFORE, BEST, OPPONENTS, WRITTEN, TrainingRun
+from training.queries import SavingRun
 from training.report_figures import as_dict, dicts, is_number, read_json
 from training.report_queries import REPORT
 
@@ -74,7 +75,7 @@ def challengers(run: TrainingRun) -> list[str]:
     if run.kind != TrainingRun.Kind.COMPARE_POLICIES:
         return []
     first = next(objects(run.run_dir / RESPONSES_FILE, 1), {})
-    return [name for name in as_dict(first.get("responses")) if len(name) <= MAX_NAME]
+    return [name for name in as_dict(first.get("responses")) if len(name) <= MAX_NAME and name not in {WRITTEN, BEST}]
 
 
 def opponents(run: TrainingRun) -> list[str]:
@@ -84,15 +85,27 @@ def opponents(run: TrainingRun) -> list[str]:
     return [*([BEFORE] if (run.run_dir / BEFORE_FILE).exists() else []), WRITTEN, BEST]
 
 
-def names(run: TrainingRun, user: Any = None) -> dict[str, str]:
-    """What people call challengers and opponents; a policy that a run of the user's has saved is called after it."""
+def saved_by(run: TrainingRun, user: Any = None) -> dict[str, SavingRun]:
+    """By challenger and opponent, the run that saved it, where one that the user sees did."""
     if run.is_policy:
-        return {AFTER: run.name, **OPPONENTS}
+        return {AFTER: SavingRun(run.pk, run.name)}
     told = dicts(read_json(run.run_dir / REPORT).get("policies"))
     paths = {str(one.get("name")): str(one.get("path")) for one in told}
     saved = queries.saving_runs(list(paths.values()), user)
-    known = {name: saved[path].told for name, path in paths.items() if path in saved}
-    return {name: name for name in challengers(run)} | known | {name: OPPONENTS[name] for name in (WRITTEN, BEST)}
+    return {name: saved[path] for name, path in paths.items() if path in saved}
+
+
+def labels(run: TrainingRun) -> dict[str, str]:
+    """What challengers and opponents are called where no run is named."""
+    policies = challengers(run)
+    return {name: name for name in policies} | {
+        name: OPPONENTS[name] for name in opponents(run) if name not in policies
+    }
+
+
+def names(run: TrainingRun, user: Any = None) -> dict[str, str]:
+    """What people call challengers and opponents; a policy that a run of the user's has saved is called after it."""
+    return labels(run) | {name: saved.told for name, saved in saved_by(run, user).items()}
 
 
 def pairs(run: TrainingRun, project: Project, challenger: str, opponent: str) -> Pairs:
@@ -172,10 +185,14 @@ def _is_storable(text: str) -> bool:
 
 
 def source_of(run: TrainingRun, policy: str) -> str:
-    """What a policy's answers are filed under; never shown to annotators."""
+    """What a policy's answers are filed under; never shown to annotators.
+
+    Runs by their numbers: the project may be open to people who do not see the run.
+    """
     if run.is_policy:
-        return f"{run}, before" if policy == BEFORE else str(run)
-    return f"{names(run).get(policy, policy)[:150]}, in run {run.pk}"
+        return f"run {run.pk}, before" if policy == BEFORE else f"run {run.pk}"
+    saved = saved_by(run).get(policy)
+    return f"{f'run {saved.pk}' if saved else policy[:150]}, in run {run.pk}"
 
 
 # People's answers

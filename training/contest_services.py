@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from django.contrib.auth.models import User
 from django.db import transaction
@@ -44,7 +45,6 @@ def num_votes(aim: str, points: float) -> int:
     return sequential.num_votes_for_precision(points / 100)
 
 
-@transaction.atomic
 def send(
     *,
     run: TrainingRun,
@@ -63,18 +63,37 @@ def send(
     Raises:
         CannotSend: they have no prompt in common to which they answer differently.
     """
-    TrainingRun.objects.select_for_update().get(pk=run.pk)  # of two presses the second finds what the first made
     found = contest_samples.pairs(run, project, challenger, opponent)
     if not found.pairs:
         raise CannotSend(_nothing(found.num_identical))
-    told = {"aim": aim, "points": points, "num_wanted": num_votes(aim, points), "closed_at": None}
-    told |= {"num_prompts": len(found.pairs), "num_identical": found.num_identical}
-    called = contest_samples.names(run, user)
-    told |= {"challenger_name": called[challenger], "opponent_name": called[opponent]}
+    by_prompt = {messages_digest(pair.prompt): pair for pair in found.pairs}
     who = {"run": run, "project": project, "challenger": challenger, "opponent": opponent}
+    told = {"aim": aim, "points": points, "num_wanted": num_votes(aim, points), "closed_at": None}
+    told |= {
+        "num_prompts": len(found.pairs),
+        "num_identical": found.num_identical,
+        **_labels(run, challenger, opponent),
+    }
+    return _send(who, told, by_prompt, user)
+
+
+def _labels(run: TrainingRun, challenger: str, opponent: str) -> dict[str, Any]:
+    """What both are called where no run is named, and which runs saved them."""
+    labels, saved = contest_samples.labels(run), contest_samples.saved_by(run)
+    both = {"challenger": challenger, "opponent": opponent}
+    return {f"{which}_label": labels[name] for which, name in both.items()} | {
+        f"{which}_run_id": saved[name].pk if name in saved else None for which, name in both.items()
+    }
+
+
+@transaction.atomic
+def _send(who: dict[str, Any], told: dict[str, Any], by_prompt: dict[str, Pair], user: User | None) -> Sent:
+    """What files say has been read by now, and how many votes it takes is known: others wait for the writes alone."""
+    project: Project = who["project"]
+    Project.objects.select_for_update(no_key=True).values_list("pk").get(pk=project.pk)  # of two presses, one first
     contest, _ = Contest.objects.update_or_create(**who, defaults=told, create_defaults={**told, "created_by": user})
     there = set(contest.pairs.values_list("comparison__prompt__digest", flat=True))
-    new = [pair for pair in found.pairs if messages_digest(pair.prompt) not in there]  # one pair for each prompt
+    new = [pair for prompt, pair in by_prompt.items() if prompt not in there]  # one pair for each prompt
     _store(contest, new[: max(0, contest.num_wanted - len(there))])
     Comparison.objects.filter(pk__in=contest.pairs.values("comparison")).update(is_trial=True, is_closed=False)
     return Sent(contest, guidance.ask_first(project=project, pairs=_unjudged(contest), is_trial=True))

@@ -339,7 +339,7 @@ class Promotion(models.Model):
         return self.previous.run if self.previous else None
 
 
-BEFORE, WRITTEN, BEST = "before", "written", "best"
+BEFORE, WRITTEN, BEST = "before", "people/written", "people/best"  # no policy's name has a slash
 OPPONENTS = {
     BEFORE: "the policy it began as",
     WRITTEN: "answers that people wrote",
@@ -349,12 +349,19 @@ OPPONENTS = {
 
 class ContestQuerySet(models.QuerySet["Contest"]):
     def for_user(self, user: AbstractBaseUser | AnonymousUser) -> Self:
-        return self.filter(project__in=Project.objects.for_user(user))
+        """Contests of this user's projects, each with the names of those of its runs that the user sees."""
+        visible = TrainingRun.objects.for_user(user)
+        names = {
+            f"name_of_{field}": models.Subquery(visible.filter(pk=models.OuterRef(field)).values("name"))
+            for field in ("run", "challenger_run", "opponent_run")
+        }
+        return self.filter(project__in=Project.objects.for_user(user)).annotate(**names)
 
 
 class Contest(models.Model):
     """Two policies before annotators, blind: one against another on the same prompts, one pair of answers to each.
 
+    Its run may be of a project that is hidden from those who see the contest: to them it is a number.
     Only the number wanted and whether it is closed ever change; the votes are ordinary judgments.
     """
 
@@ -368,8 +375,12 @@ class Contest(models.Model):
     project = models.ForeignKey(Project, on_delete=models.PROTECT, related_name="contests")
     challenger = models.CharField(max_length=500, help_text="The policy that is to be better, as the run's files say.")
     opponent = models.CharField(max_length=500)
-    challenger_name = models.CharField(max_length=500, help_text="What people call it.")
-    opponent_name = models.CharField(max_length=500)
+    challenger_label = models.CharField(max_length=500, help_text="What it is called where no run saved it.")
+    opponent_label = models.CharField(max_length=500)
+    challenger_run = models.ForeignKey(
+        TrainingRun, null=True, on_delete=models.PROTECT, related_name="+", help_text="The run that saved it."
+    )
+    opponent_run = models.ForeignKey(TrainingRun, null=True, on_delete=models.PROTECT, related_name="+")
     aim = models.CharField(max_length=9, choices=Aim, default=Aim.EFFECT)
     points = models.FloatField(help_text="What the aim says, in percentage points.")
     num_wanted = models.PositiveIntegerField(help_text="Votes, one for each prompt.")
@@ -393,6 +404,28 @@ class Contest(models.Model):
 
     def __str__(self) -> str:
         return f"{self.challenger_name} against {self.opponent_name}"
+
+    @property
+    def challenger_name(self) -> str:
+        return self._name("challenger_run") or self.challenger_label
+
+    @property
+    def opponent_name(self) -> str:
+        return self._name("opponent_run") or self.opponent_label
+
+    @property
+    def run_name(self) -> str:
+        return self._name("run") or ""
+
+    @property
+    def is_run_named(self) -> bool:
+        """Whether the run is one that the user sees for whom this was read."""
+        return bool(getattr(self, "name_of_run", None))
+
+    def _name(self, field: str) -> str | None:
+        """Of a run the name where it may be told, else its number."""
+        pk, name = getattr(self, f"{field}_id"), getattr(self, f"name_of_{field}", None)
+        return None if pk is None else f"{name} (run {pk})" if name else f"run {pk}"
 
 
 class ContestPair(models.Model):

@@ -16,7 +16,7 @@ from annotate import guidance
 from annotate import services as annotate_services
 from annotate.answers import Answer, Edit
 from annotate.models import Annotator, Comparison, Judgment, Project, Response
-from tests.factories import make_annotator, make_comparison, make_judgment, make_project, make_prompt
+from tests.factories import make_annotator, make_comparison, make_judgment, make_project, make_prompt, make_user
 from tests.training.factories import make_finished_run, make_staff
 from tests.training.test_admin import inline, make_viewer, run_url
 from training import contest_queries, contest_samples, contest_services
@@ -114,8 +114,8 @@ def test_first_answers_to_the_same_prompts_are_paired():
         f"What goes with {number}?": (
             f"Answer 1 after to {number}.",
             f"Answer 1 before to {number}.",
-            f"best-of-16 (run {run.pk})",
-            f"best-of-16 (run {run.pk}), before",
+            f"run {run.pk}",
+            f"run {run.pk}, before",
         )
         for number in range(3)
     }
@@ -198,10 +198,11 @@ def test_who_can_be_sent():
     assert contest_samples.opponents(compared) == ["base", "rlhf", WRITTEN, BEST]
     (pair, *_) = contest_samples.pairs(compared, project, "rlhf", "base").pairs
     trained = TrainingRun.objects.get(name="by-rlhf")
-    assert pair.challenger.source == f"by-rlhf (run {trained.pk}), in run {compared.pk}"
+    assert pair.challenger.source == f"run {trained.pk}, in run {compared.pk}"
     assert pair.opponent.source == f"base, in run {compared.pk}"
     contest = send(compared, challenger="rlhf", opponent="base").contest
-    assert str(contest) == f"by-rlhf (run {trained.pk}) against base"
+    assert str(contest) == f"run {trained.pk} against base"
+    assert str(Contest.objects.for_user(make_staff()).get()) == f"by-rlhf (run {trained.pk}) against base"
     assert pair.scores == {"held_out_reward": [0.3, 0.1]}
     for other in (
         make_finished_run(kind="reward_model"),
@@ -209,6 +210,17 @@ def test_who_can_be_sent():
         make_policy(status="failed", project=project),
     ):
         assert contest_samples.challengers(other) == []
+
+
+@pytest.mark.parametrize("name", ["best", "written", "before"])
+def test_policies_of_any_name_can_be_sent(name):
+    run = make_finished_run(kind="compare_policies", project=make_project())
+    rows = [{"prompt": prompt(0), "responses": {"base": ["of base"], name: [f"of {name}"]}}]
+    write_lines(run, "responses.jsonl", rows)
+    assert contest_samples.opponents(run) == ["base", name, WRITTEN, BEST]
+    (pair,) = contest_samples.pairs(run, run.project, "base", name).pairs
+    assert (pair.challenger.text, pair.opponent.text) == ("of base", f"of {name}")
+    assert str(send(run, challenger="base", opponent=name).contest) == f"base against {name}"
 
 
 # Sending
@@ -222,7 +234,7 @@ def test_sending_makes_blind_comparisons_once():
     assert sent.asked.num_open == NUM_PROMPTS
     assert Comparison.objects.filter(project=run.project, num_responses=2, num_taken=0).count() == NUM_PROMPTS
     sources = set(Response.objects.values_list("model", flat=True))
-    assert sources == {f"best-of-16 (run {run.pk})", f"best-of-16 (run {run.pk}), before"}
+    assert sources == {f"run {run.pk}", f"run {run.pk}, before"}
 
     assert send(run).contest == contest
     assert (Contest.objects.count(), ContestPair.objects.count()) == (1, NUM_PROMPTS)
@@ -240,7 +252,42 @@ def test_nothing_on_the_page_tells_whose_an_answer_is(client: Client):
     page = client.post(reverse("annotate:next", args=[project.pk]), follow=True).content.decode()
     assert "Answer 1 after" in page
     assert "Answer 1 before" in page
-    assert "best-of-16" not in page
+    assert not any(telling in page for telling in ("best-of-16", f"run {contest.run_id}", "before</"))
+
+
+def shown_to_annotators(client: Client, project: Project) -> str:
+    client.force_login(make_annotator().user)
+    return client.post(reverse("annotate:next", args=[project.pk]), follow=True).content.decode()
+
+
+@pytest.mark.parametrize("opponent", [WRITTEN, BEST])
+def test_nothing_on_the_page_tells_what_people_wrote_or_liked(client: Client, opponent):
+    project = make_project()
+    author = make_annotator(user=make_user(username="amina"))
+    asked = make_prompt(project=project, messages=prompt(0))
+    liked = make_comparison(prompt=asked, contents=("good", "bad"), models=("m-one", "m-two"))
+    make_judgment(comparison=liked, order=[[0], [1]])
+    Response.objects.create(prompt=asked, content="good by hand", author=author)
+    run = make_policy(project=project, num_prompts=1)
+    send(run, opponent=opponent)
+    page = shown_to_annotators(client, project)
+    assert ("good by hand" if opponent == WRITTEN else "good") in page
+    assert "Answer 1 after to 0." in page
+    assert [
+        telling for telling in ("best-of-16", f"run {run.pk}", "m-one", "amina", "people/") if telling in page
+    ] == []
+
+
+def test_nothing_on_the_page_tells_which_policies_are_compared(client: Client):
+    project = make_project()
+    run = make_comparison_of_policies(project)
+    rows = [{"prompt": prompt(0), "responses": {"base": ["Salt."], "rlhf": ["Pepper."]}}]
+    write_lines(run, "responses.jsonl", rows)
+    send(run, challenger="rlhf", opponent="base")
+    page = shown_to_annotators(client, project)
+    assert "Salt." in page
+    assert "Pepper." in page
+    assert [telling for telling in ("rlhf", "base", f"run {run.pk}", "side-by-side") if telling in page] == []
 
 
 def test_one_vote_is_asked_of_each_pair_whatever_the_project_asks_of_others():
@@ -410,23 +457,23 @@ def test_what_is_decided_stays_decided_when_votes_are_revised():
     for judgment in Judgment.objects.all():
         for ranking in (judgment.ranking[::-1], [sorted(chain(*judgment.ranking))]):
             annotate_services.revise_judgment(judgment=judgment, answer=Answer(ranking=ranking))
-    assert before.words == "People like best-of-16 better. That is decided since vote 12."
+    assert before.words == f"People like run {contest.run_id} better. That is decided since vote 12."
     assert contest_queries.verdict(contest) == before
 
 
 @pytest.mark.parametrize(
     ("outcomes", "words"),
     [
-        ("w" * 12, "People like best-of-16 better. That is decided since vote 12."),
-        ("l" * 12, "People like best-of-16 less. That is decided since vote 12."),
-        ("wl" * 6, "best-of-16 does not win 90% or more. That is decided since vote 8."),
+        ("w" * 12, "People like run {} better. That is decided since vote 12."),
+        ("l" * 12, "People like run {} less. That is decided since vote 12."),
+        ("wl" * 6, "run {} does not win 90% or more. That is decided since vote 8."),
     ],
 )
 def test_verdict_in_words(outcomes, words):
     contest = send(make_policy(num_prompts=13), points=40.0).contest
     judge(contest, outcomes)
     told = contest_queries.verdict(contest)
-    assert (told.words, told.is_enough) == (words, True)
+    assert (told.words, told.is_enough) == (words.format(contest.run_id), True)
     assert told.next_step.startswith("Enough")
 
 
@@ -492,8 +539,8 @@ def test_votes_flow_into_the_next_preference_set():
     records = [json.loads(line) for line in frozen.path.read_text().splitlines()]
     assert len(records) == 3
     assert {response["model"] for record in records for response in record["responses"]} == {
-        f"best-of-16 (run {run.pk})",
-        f"best-of-16 (run {run.pk}), before",
+        f"run {run.pk}",
+        f"run {run.pk}, before",
     }
     assert sorted(len(record["ranking"]) for record in records) == [1, 2, 2]
 
@@ -564,7 +611,7 @@ def test_page_tells_the_verdict(staff: Client):
     response = staff.get(url("change", contest.pk))
     page = response.content.decode()
     for words in (
-        "People like best-of-16 better. That is decided since vote 12.",
+        f"People like best-of-16 (run {contest.run_id}) better. That is decided since vote 12.",
         "Enough: what is left can be closed.",
         "13 of 14 pairs are judged.",
         "Where people say the opposite of the optimised reward",
@@ -621,6 +668,28 @@ def test_who_may_send_see_and_close():
     assert sender.post(url("close", contest.pk)).status_code == 302
 
 
+def test_a_hidden_run_is_a_number():
+    run = make_policy(name="secret-recipe", project=make_project(is_open=False))
+    contest = send(run, project=make_project()).contest
+    judge(contest, "w" * 12)
+    viewer = make_viewer("view_contest", "view_trainingrun", "change_project", "view_response")
+    pages = [viewer.get(where).content.decode() for where in (url("change", contest.pk), url("changelist"))]
+    for page in pages:
+        assert f"run {run.pk} against the policy it began as" in page
+        assert "secret-recipe" not in page
+        assert run_url("change", run) not in page
+    assert f"People like run {run.pk} better." in pages[0]
+    assert url("send", run.pk) not in pages[0]
+    for searched, num in (("secret", 0), ("", 1)):
+        found = viewer.get(url("changelist"), {"q": searched})
+        assert found.context["cl"].result_count == num
+    assert not Response.objects.filter(model__contains="secret").exists()
+    run.project.is_open = True
+    run.project.save()
+    assert "secret-recipe" in viewer.get(url("change", contest.pk)).content.decode()
+    assert viewer.get(url("changelist"), {"q": "secret"}).context["cl"].result_count == 1
+
+
 def test_list_asks_the_database_no_more_for_three_contests(staff: Client):
     numbers = []
     for _ in range(2):
@@ -629,5 +698,5 @@ def test_list_asks_the_database_no_more_for_three_contests(staff: Client):
         with CaptureQueriesContext(connection) as queries:
             page = staff.get(reverse("admin:training_contest_changelist")).content.decode()
         numbers.append(len(queries))
-        assert "best-of-16 against the policy it began as" in page
+        assert f"best-of-16 (run {Contest.objects.first().run_id}) against the policy it began as" in page
     assert numbers[0] == numbers[1]

@@ -81,7 +81,7 @@ def test_uses_go_forth_to_the_next_runs():
     assert told == [
         f"Went on from it: better (run {policy.pk}) (Rejection sampling)",
         f"  Went on from it: onward (run {onward.pk}) (DPO)",
-        "  Judged by people: better against the policy it began as (3 pairs judged in cooking)",
+        f"  Judged by people: better (run {policy.pk}) against the policy it began as (3 pairs judged in cooking)",
         "    Preference set: cooking/second",
         f"      Learned from it: next-proxy (run {learned.pk}) (Reward model)",
     ]
