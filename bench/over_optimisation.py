@@ -298,14 +298,15 @@ class _Curve:
         self.by_prompt = curves(true)
         self.true = self.by_prompt.mean(0)
         self.kl = [float(np.mean([best_of_n.estimate_kl(own, n) for own in chooses])) for n in NS]
-        proxy, held_out = curves(chooses).mean(0), curves(holds)
+        proxy, held_out = curves(chooses), curves(holds)
         guard = Guard(patience=3, mode="stop")
         for place in range(len(NS)):
             guard.see(
                 Check(
                     step=place,
-                    reward=float(proxy[place]),
+                    reward=float(proxy[:, place].mean()),
                     held_out=float(held_out[:, place].mean()),
+                    reward_by_prompt=tuple(proxy[:, place].tolist()),
                     held_out_by_prompt=tuple(held_out[:, place].tolist()),
                     kl=self.kl[place],
                     **dict.fromkeys(("length", "entropy", "repetition", "diversity", "ended"), 0.0),

@@ -7,15 +7,19 @@ another. What the number is made of:
     weighted      sum_k w_k r_k
     adaptive      the same, with weights that rise for what lags behind: after each step w_k <- w_k exp(-rate g_k),
                   where g_k is by how many deviations the mean of r_k has risen, and the weights keep their sum
-    constrained   sum_k w_k r_k + m r_c, where the multiplier m of the constrained reward rises while its mean is below
-                  the floor and falls to 0 while it is above: m <- max(0, m + rate (floor - mean r_c))
+    constrained   (1 - m) sum_k w_k r_k + m r_c, where the share m of the constrained reward rises to 1 while its mean
+                  is below the floor and falls to 0 while it is above: m <- clip(m + rate (floor - mean r_c), 0, 1)
 
-less what length and a missing end cost. A response of which one reward is missing has no number at all: it is nan here,
+A share of the whole stands for a Lagrange multiplier m / (1 - m): what is optimised stays on one scale beside the KL,
+and a floor out of reach leaves no tower of multipliers to be taken down again. The constrained reward is not clipped
+there, for a clip would hide the way to a floor that is far.
+
+Length and a missing end are taken off. A response of which one reward is missing has no number at all: it is nan here,
 and takes no part in training.
 
 Sources: S. Sagawa et al., "Distributionally robust neural networks", 2019 (the adaptive weights: exponentiated
 gradient on the worst group); T. Moskovitz et al., "Confronting reward model overoptimization with constrained RLHF",
-2023 (the multiplier).
+2023 (a multiplier that is adapted, and is bounded).
 """
 
 import math
@@ -30,7 +34,7 @@ from numpy.typing import ArrayLike, NDArray
 from training.alignment.config import ConfigError, RlhfConfig
 
 WEIGHT_RATE = 0.05  # a deviation of lead over the others takes about 5 % off an objective's weight at each step
-MULTIPLIER_RATE = 0.05  # a deviation below the floor adds as much to the multiplier at each step
+MULTIPLIER_RATE = 0.05  # a deviation below the floor adds as much to the constrained reward's share at each step
 
 Floats = NDArray[np.float64]
 
@@ -100,7 +104,7 @@ class Objectives:
         self.weights = self.first_weights.copy()
         """(O,) of now."""
         self.multiplier = 0.0
-        """Of the constrained reward, of now."""
+        """The share of the constrained reward, of now: from 0 to 1."""
 
     def combine(self, rewards: ArrayLike, lengths: ArrayLike, is_ended: ArrayLike) -> Floats:
         """(N,) what is optimised, before the KL; nan where a reward is missing.
@@ -117,14 +121,13 @@ class Objectives:
         lengths, is_ended = np.asarray(lengths, dtype=np.float64), np.asarray(is_ended, dtype=bool)
         if not scaled.shape[:1] == lengths.shape == is_ended.shape:
             raise ValueError(f"rewards {scaled.shape}, lengths {lengths.shape} and is_ended {is_ended.shape} differ")
-        if self.config.reward_clip:
-            scaled = np.clip(scaled, -self.config.reward_clip, self.config.reward_clip)
-        weights = self.weights.copy()
+        clip = self.config.reward_clip or np.inf
+        whole = np.clip(scaled, -clip, clip) @ self.weights
         if self.config.objective == "constrained":
-            weights[self.config.constraint - 1] += self.multiplier
+            whole = (1 - self.multiplier) * whole + self.multiplier * scaled[:, self.config.constraint - 1]
         excess = np.maximum(0.0, lengths / self.baseline.length - 1) if self.config.length_penalty else 0.0
         found: Floats = (
-            scaled @ weights
+            whole
             - self.config.length_penalty * excess
             - self.config.end_penalty * ~is_ended
             + np.where(np.isnan(scaled).any(axis=1), np.nan, 0.0)  # whatever its weight
@@ -161,7 +164,7 @@ class Objectives:
         place = self.config.constraint - 1
         if self.config.objective == "constrained" and math.isfinite(means[place]):
             shortfall = (self.config.floor - means[place]) / self.baseline.deviations[place]
-            self.multiplier = max(0.0, self.multiplier + MULTIPLIER_RATE * float(shortfall))
+            self.multiplier = min(1.0, max(0.0, self.multiplier + MULTIPLIER_RATE * float(shortfall)))
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: what changes, and the baseline, which must not."""

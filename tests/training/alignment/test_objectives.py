@@ -99,11 +99,32 @@ def test_multiplier_rises_below_the_floor_and_falls_to_nothing_above():
     assert multipliers == pytest.approx([0.05, 0.1, 0.08, 0.0])
 
 
-def test_constrained_sum_counts_the_multiplier():
+def test_multiplier_of_a_floor_out_of_reach_is_taken_back_at_once():
     found = objectives(objective="constrained", constraint=2, floor=12.0)
+    multipliers = []
+    for mean in [-88.0] * 30 + [14.0] * 2:  # 20 deviations below, then 0.4 above
+        found.update([[0, mean]])
+        multipliers.append(found.multiplier)
+
+    assert multipliers == pytest.approx([1.0] * 30 + [0.98, 0.96])
+
+
+def test_constrained_reward_takes_its_share_of_the_whole():
+    found = objectives(objective="constrained", weights="1, 2", constraint=2, floor=12.0)
+    # deviations of 1 and 2
+    wholes = []
+    for found.multiplier in (0.0, 0.25, 1.0):
+        wholes += combined(found, [[3, 20]])
+
+    assert wholes == [5.0, 0.75 * 5 + 0.25 * 2, 2.0]
+
+
+def test_clip_does_not_hide_the_way_to_the_floor():
+    found = objectives(objective="constrained", constraint=2, floor=12.0, reward_clip=0.5)
     found.multiplier = 0.5
 
-    assert combined(found, [[3, 20]]) == [1 + 2 + 0.5 * 2]
+    # -8 and -10 deviations are both clipped to -0.5
+    assert combined(found, [[3, -30], [3, -40]]) == [0.5 * (0.5 - 0.5) - 0.5 * 8, 0.5 * (0.5 - 0.5) - 0.5 * 10]
 
 
 def test_a_floor_is_kept_where_the_rest_would_fall_through_it():
