@@ -27,11 +27,12 @@ from transformers.utils.hub import cached_file
 
 from training.alignment.config import ConfigError, PolicyConfig
 from training.alignment.products import round_products
-from training.alignment.reward import placed
-from training.alignment.run_dir import replace_folder, write_whole
+from training.alignment.reward import named, placed
+from training.alignment.run_dir import replace_folder, write_json, write_whole
 from training.alignment.weights import ADAPTER, WHOLE, classifier_state
 
 ADAPTERS, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BASE = "base_model_name_or_path"
 TOKENIZER = "tokenizer_config.json"
 Policy = PreTrainedModel | PeftModel
 
@@ -170,7 +171,8 @@ def save_policy(
 
     Args:
         model: with or without adapters, whole or in shards.
-        saved: merged, adapters are added to the weights of what is written; adapter, they alone are written. A model
+        saved: merged, adapters are added to the weights of what is written; adapter, they alone are written, and name
+            what they change by its id, or by its path from `folder`, so that both can be moved together. A model
             without adapters is written whole either way.
         card: Markdown, see `policy_card`.
         accelerator: of several processes, all of which must call; the main one writes.
@@ -180,6 +182,7 @@ def save_policy(
 
     def write(scratch: Path) -> None:
         save(scratch)
+        _name_base(scratch, folder)
         tokenizer.save_pretrained(scratch)
         if card:
             write_whole(scratch / "README.md", card)
@@ -219,16 +222,20 @@ def _what(config: PolicyConfig) -> str:
 
 
 def _use(library: str) -> str:
-    loader = "AutoPeftModelForCausalLM" if library == "peft" else "AutoModelForCausalLM"
+    begin, base, adapters = "", "FOLDER", ""
+    if library == "peft":
+        begin, base = "from peft import PeftModel\n", "BASE"
+        adapters = 'model = PeftModel.from_pretrained(model, "FOLDER")\n'
     return (
         "## Use\n\n"
         "Meant for research on learning from preferences, in the domain of its prompts. Sample from it with the chat "
         "template of its tokenizer.\n\n"
         "```python\n"
-        f"from {library} import {loader}\n"
-        "from transformers import AutoTokenizer\n\n"
+        f"{begin}"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
-        f'model = {loader}.from_pretrained("FOLDER")\n'
+        f'model = AutoModelForCausalLM.from_pretrained("{base}")\n'
+        f"{adapters}"
         'chat = [{"role": "user", "content": "…"}]\n'
         'inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", '
         "return_dict=True)\n"
@@ -271,7 +278,11 @@ def _named(name: str) -> str:
     return "/".join(path.parts[-2:]) if path.is_absolute() else name
 
 
-def _load(policy: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load(policy: str, above: tuple[str, ...] = ()) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    Args:
+        above: the policies whose adapters change this one.
+    """
     told = _file_of(policy, ADAPTERS)
     if told is None:
         whole: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -280,9 +291,12 @@ def _load(policy: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         return whole, AutoTokenizer.from_pretrained(policy, trust_remote_code=False)
     if _file_of(policy, ADAPTER_WEIGHTS) is None:
         raise ConfigError(f"{policy} holds adapters, but not in {ADAPTER_WEIGHTS}")
-    name = json.loads(told.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    name = _base_name(policy, told)
+    here = str(told.parent.resolve())
+    if here in above:
+        raise ConfigError(f"{policy} holds adapters of themselves")
     try:
-        base, tokenizer = _load(placed(told.parent, name))
+        base, tokenizer = _load(placed(told.parent, name), (*above, here))
     except OSError as error:
         raise ConfigError(f"{policy} holds adapters of {name}, which is not there: {error}") from error
     if _file_of(policy, TOKENIZER):
@@ -291,6 +305,25 @@ def _load(policy: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         model: PreTrainedModel = PeftModel.from_pretrained(base, policy).merge_and_unload()
     model.config._name_or_path = model.name_or_path = policy
     return model, tokenizer
+
+
+def _base_name(policy: str, told: Path) -> str:
+    """What adapters change: a path, which may be one from their folder, or an id."""
+    try:
+        name = json.loads(told.read_text(encoding="utf-8"))[BASE]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{policy} holds adapters, but {ADAPTERS} is none of PEFT's: {error!r}") from error
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError(f"{policy} holds adapters, but does not name what they change")
+    return name
+
+
+def _name_base(scratch: Path, folder: Path) -> None:
+    """Name what adapters change, where there are any, as seen from the folder that they come into."""
+    path = scratch / ADAPTERS
+    if path.is_file():
+        told = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, told | {BASE: named(told[BASE], folder)})
 
 
 def _file_of(policy: str, name: str) -> Path | None:
@@ -341,6 +374,9 @@ def _save_whole(model: Policy) -> Callable[[Path], None]:
 
 def _save_adapters(model: PeftModel) -> Callable[[Path], None]:
     state = dict(get_model_state_dict(model, options=WHOLE))
-    return lambda folder: model.save_pretrained(
-        str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False, state_dict=state
-    )
+
+    def save(folder: Path) -> None:
+        model.save_pretrained(str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False, state_dict=state)
+        (folder / "README.md").unlink()  # PEFT's own, which tells where on this machine the base lies
+
+    return save

@@ -333,7 +333,7 @@ def _message(message: dict[str, str]) -> dict[str, str]:
 def _text(value: Any, field: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{field}: must be text, not {value!r}")
-    return value
+    return _without_surrogates(value)
 
 
 def _render(
@@ -367,7 +367,7 @@ def _num_prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Messages, i
 
 
 def _without_surrogates(text: str) -> str:
-    """JSON may smuggle in lone surrogates, which no tokenizer takes."""
+    """JSON may smuggle in lone surrogates, which no tokenizer takes, nor any file in UTF-8."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

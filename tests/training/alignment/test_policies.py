@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training.alignment import policies
@@ -75,25 +75,43 @@ def test_peft_loads_adapters_that_were_saved_by_themselves(llama_folder, tmp_pat
     model, tokenizer = changed(llama_folder, saved="adapter")
     save_policy(model, tokenizer, tmp_path / "model", saved="adapter")
 
-    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "model")
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama_folder), tmp_path / "model")
 
     assert torch.allclose(logits(loaded), logits(model), atol=1e-5)
 
 
 def test_adapters_are_found_beside_their_base_when_both_were_moved(llama_folder, tmp_path):
-    shutil.copytree(llama_folder, tmp_path / "base")
-    model, tokenizer = changed(tmp_path / "base", saved="adapter")
-    save_policy(model, tokenizer, tmp_path / "adapters", saved="adapter")
-    path = tmp_path / "adapters" / "adapter_config.json"
-    told = json.loads(path.read_text())
-    assert told["base_model_name_or_path"] == str(tmp_path / "base")
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(llama_folder, old / "base")
+    model, tokenizer = changed(old / "base", saved="adapter")
+    save_policy(model, tokenizer, old / "run" / "model", saved="adapter")
 
-    path.write_text(json.dumps(told | {"base_model_name_or_path": "../base"}))
-    assert torch.allclose(logits(load_policy(tmp_path / "adapters")[0]), logits(model), atol=1e-5)
+    old.rename(new)
 
-    path.write_text(json.dumps(told | {"base_model_name_or_path": str(tmp_path / "nowhere")}))
-    with pytest.raises(ConfigError, match=r"adapters holds adapters of .*nowhere, which is not there"):
-        load_policy(tmp_path / "adapters")
+    assert torch.allclose(logits(load_policy(new / "run" / "model")[0]), logits(model), atol=1e-5)
+    files = [path for path in (new / "run").rglob("*") if path.is_file()]
+    assert [path.name for path in files if str(tmp_path).encode() in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"base_model_name_or_path": "../nowhere"}, r"model holds adapters of \.\./nowhere, which is not there"),
+        ({"base_model_name_or_path": "."}, "model holds adapters of themselves"),
+        ({"base_model_name_or_path": "../other"}, "model holds adapters of themselves"),
+        ({"base_model_name_or_path": None}, "model holds adapters, but does not name what they change"),
+        ({}, "model holds adapters, but adapter_config.json is none of PEFT's: KeyError"),
+        ([], "model holds adapters, but adapter_config.json is none of PEFT's: TypeError"),
+    ],
+)
+def test_adapters_that_name_no_base_are_refused_in_words(tmp_path, told, message):
+    for name, own in (("model", told), ("other", {"base_model_name_or_path": "../model"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(own))
+        (tmp_path / name / "adapter_model.safetensors").touch()
+
+    with pytest.raises(ConfigError, match=message):
+        load_policy(tmp_path / "model")
 
 
 def test_only_adapters_in_safetensors_are_read(llama_folder, tmp_path):
@@ -227,7 +245,11 @@ def test_a_card_tells_what_a_policy_is_and_what_it_is_worth():
     ]
     assert "from `12/model`, trained by fine-tuning on those of its own responses that a reward picked out." in card
     assert "The reward is `org/reward`." in card
-    assert "from peft import AutoPeftModelForCausalLM" in card
+    assert "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n" in card
+    assert (
+        'model = AutoModelForCausalLM.from_pretrained("BASE")\nmodel = PeftModel.from_pretrained(model, "FOLDER")\n'
+        in card
+    )
 
 
 def test_a_card_is_silent_about_what_is_not_known():

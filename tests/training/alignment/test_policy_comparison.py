@@ -129,6 +129,17 @@ def test_report_tells_what_each_policy_is_like(compared, policies):
     }
 
 
+def test_prompt_with_half_a_character_is_told_with_a_question_mark(compare, policies, tmp_path):
+    ranked = {"prompt": ask("a\ud83c"), "responses": [{"content": "a"}, {"content": "b"}], "ranking": [[0], [1]]}
+    path = tmp_path / "preferences.jsonl"
+    path.write_text(json.dumps(ranked | {"split": "test"}) + "\n")
+
+    _, run_dir = compare(policies[:2], preferences=str(path), num_samples=1)
+
+    report = json.loads((run_dir.path / "report.json").read_text(encoding="utf-8"))
+    assert [one["prompt"] for one in report["samples"]] == [ask("a?")]
+
+
 def test_kl_is_that_from_the_first_policy(compared, policies):
     _, _, report = compared
     models = [load_policy(path) for path in policies]

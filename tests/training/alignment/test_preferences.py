@@ -48,6 +48,18 @@ def write(path, *rows: dict):
 # Records
 
 
+def test_what_utf_8_cannot_carry_becomes_a_question_mark(tmp_path):
+    prompt, response = (
+        [{"role": "user", "content": "half \ud83c of an egg"}],
+        {"role": "assistant", "content": "\udf73"},
+    )
+    path = write(tmp_path / "preferences.jsonl", row(prompt=prompt, responses=[response] * 3))
+
+    (ranked,) = read_rankings(path)
+
+    assert (ranked.prompt[0]["content"], ranked.responses) == ("half ? of an egg", ("?", "?", "?"))
+
+
 def test_rankings_are_read_in_the_order_of_the_lines(tmp_path):
     told = {"annotator": "a1", "aspect": "style", "split": "test", "id": "f00", "strength": 2, "all_bad": True}
     path = write(
