@@ -290,8 +290,9 @@ class TrainingRunAdmin(PageAdmin):
     def tracking_view(self, request: HttpRequest, pk: int) -> HttpResponse:
         """A policy's checks as far as they have got; no content where the page has seen the newest one."""
         run = self.get(request, pk)
-        tracking = alignment_queries.tracking(run)
-        if tracking is None or tracking.version == request.GET.get("seen"):
+        is_seen = alignment_queries.version(run) == request.GET.get("seen")
+        tracking = None if is_seen else alignment_queries.tracking(run)
+        if tracking is None:
             return HttpResponse(status=HTTPStatus.NO_CONTENT)
         context = {"run": run, "tracking": tracking}
         return TemplateResponse(request, "admin/training/trainingrun/_tracking_news.html", context)
@@ -299,7 +300,7 @@ class TrainingRunAdmin(PageAdmin):
     @method_decorator(require_safe)
     def shards_view(self, request: HttpRequest, pk: int) -> HttpResponse:
         run = self.get(request, pk)
-        if (parts := shards(run)) is None:
+        if (parts := shards(run)) is None and not (run.is_active and run.is_divided):
             raise Http404
         context = {"run": run, "shards": parts}
         return TemplateResponse(request, "admin/training/trainingrun/_shards.html", context)

@@ -7,6 +7,7 @@ may be missing, half-written or of another shape: then that part is not shown.
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ CHECKS, ALARM, SAMPLES = "checks.jsonl", "alarm.json", "samples"
 ALIGNING_KINDS = {"rejection_sampling", "rlhf", "dpo"}
 TOLD_HERE = {"stopped_by", "best_step", "saved_step"}  # of a run's result
 MAX_CHECKS = 20_000
+TAIL = 1024 * 1024  # bytes from a file's end, in which its newest check is
 NUM_SHOWN_CHECKS = 100
 MAX_SAMPLES = 20_000  # lines read of a step's samples
 NUM_READ = 64  # answers of a step whose true quality is read
@@ -121,6 +123,7 @@ def tracking(run: TrainingRun) -> Tracking | None:
     """What the checks of a run say, as far as it has got; nothing where it makes none."""
     if run.kind not in ALIGNING_KINDS:
         return None
+    known = version(run)  # before the checks: of one that comes meanwhile the page hears then
     checks, alarm = read_checks(run.run_dir / CHECKS), read_json(run.run_dir / ALARM)
     if not (checks or run.is_active):
         return None
@@ -137,8 +140,25 @@ def tracking(run: TrainingRun) -> Tracking | None:
         measures=[_measure(name, shown, _target(run, name), best, alarmed) for name in measured],
         columns=[MEASURES[name].label for name in measured],
         rows=[_row(check, measured, best, alarmed) for check in shown],
-        version=f"{checks[-1].step if checks else 'none'}{'-alarm' if alarm else ''}",
+        version=known,
     )
+
+
+def version(run: TrainingRun) -> str:
+    """What there is to see, told by the newest check and whether there is an alarm; all else is left unread."""
+    newest = _newest_step(run.run_dir / CHECKS)
+    return f"{'none' if newest is None else newest}{'-alarm' if read_json(run.run_dir / ALARM) else ''}"
+
+
+def _newest_step(path: Path) -> int | None:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            lines = file.read().split(b"\n")[:-1]  # what follows the last line's end is not whole yet
+    except OSError:
+        return None
+    steps = (_step(_object(line.decode(errors="replace"))) for line in reversed(lines))
+    return next((step for step in steps if step is not None), None)
 
 
 def read_checks(path: Path) -> list[Check]:

@@ -164,6 +164,12 @@ class TrainingRun(models.Model):
         return self.run_dir / "model"
 
     @property
+    def is_divided(self) -> bool:
+        """Whether shards do parts of its work, once it has got so far."""
+        num_shards = self.config.get("num_shards")
+        return isinstance(num_shards, int) and num_shards > 1
+
+    @property
     def is_active(self) -> bool:
         return self.status in self.ACTIVE
 

@@ -17,6 +17,7 @@ from annotate.models import OVERALL, Figures
 from training import launch, references
 from training.alignment.config import CONFIGS, split_names
 from training.models import Metric, PreferenceSet, RunEvent, TrainingRun
+from training.report_figures import is_number
 from training.shard_queries import Shards, shards
 
 NUM_LOG_LINES = 100
@@ -121,7 +122,7 @@ def headline(result: dict[str, Any] | None) -> str:
 
 def _headline_of_policy(figures: dict[str, Any]) -> str:
     """What a policy gained by a reward that was not optimised, and whether its training was stopped for that."""
-    interval = figures.get("held_out_reward_gain_interval")
+    interval = _ends(figures.get("held_out_reward_gain_interval"))
     known = f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else ""
     stopped = ", stopped by the guard" if figures.get("stopped_by") else ""
     return f"held-out reward {figures['held_out_reward_gain']:+.2f}{known}{stopped}"
@@ -131,9 +132,7 @@ def _accuracy(left: dict[str, Any]) -> Line:
     accuracy, interval = left.pop("accuracy"), left.pop("interval", None)
     if accuracy is None:
         return Line("Pairwise accuracy", "not measured")
-    text = f"{accuracy:.1%}"
-    if interval:
-        text += f" (95% interval {interval[0]:.1%} to {interval[1]:.1%})"
+    text = f"{accuracy:.1%}{_interval(interval, '.1%')}"
     if {"num_pairs", "num_prompts"} <= left.keys():
         text += f", {left.pop('num_pairs')} pairs of {left.pop('num_prompts')} prompts"
     return Line("Pairwise accuracy", text)
@@ -144,14 +143,19 @@ def _before_and_after(name: str, left: dict[str, Any]) -> Line:
     _, interval = left.pop(f"{name}_gain", None), left.pop(f"{name}_gain_interval", None)
     if before is None or after is None:
         return Line(REWARDS[name], "not measured")
-    text = f"{before:.3g} before, {after:.3g} after; gain {after - before:+.3g}"
-    if interval:
-        text += f" (95% interval {interval[0]:+.3g} to {interval[1]:+.3g})"
+    text = f"{before:.3g} before, {after:.3g} after; gain {after - before:+.3g}{_interval(interval, '+.3g')}"
     return Line(REWARDS[name], text)
 
 
-def _interval(told: Any) -> str:
-    return f" (95% interval {told[0]:.4g} to {told[1]:.4g})" if isinstance(told, list) and len(told) == 2 else ""
+def _interval(told: Any, form: str = ".4g") -> str:
+    ends = _ends(told)
+    return f" (95% interval {ends[0]:{form}} to {ends[1]:{form}})" if ends else ""
+
+
+def _ends(told: Any) -> list[float] | None:
+    """An interval's ends, where they are known: of too little data a run may say that they are not."""
+    is_known = isinstance(told, list) and len(told) == 2 and all(map(is_number, told))
+    return told if is_known else None
 
 
 def words(name: str) -> str:
@@ -201,6 +205,7 @@ class RunPage:
     config: list[Line]
     result: list[Line]
     samples: list[Sample]
+    has_curves: bool
     metrics: list[dict[str, Any]]
     log: str
     events: list[RunEvent]
@@ -225,6 +230,7 @@ def run_page(run: TrainingRun, *, user: Any = None, told_elsewhere: Collection[s
         config=config_lines(run, user),
         result=result_lines(result, human_ceiling(run)),
         samples=samples(run),
+        has_curves=run.is_active or Metric.objects.filter(run=run, values__has_any_keys=CURVES).exists(),
         metrics=newest_metrics(run),
         log=log(run),
         events=list(run.events.all()),

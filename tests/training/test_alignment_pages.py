@@ -6,6 +6,8 @@ from tests.training.factories import make_finished_run, make_judged_project, mak
 from tests.training.reports import leave
 from tests.training.test_admin import _num_queries, inline, make_viewer, run_url
 from tests.training.trackings import ALARM, exploited, leave_checks, leave_samples, make_policies
+from training import alignment_queries
+from training.models import Metric
 
 pytestmark = pytest.mark.django_db
 
@@ -39,6 +41,7 @@ def test_run_page_shows_what_a_policy_answers_over_time(staff: Client):
     assert page.count('<pre dir="auto">&lt;script&gt;alert(1)&lt;/script&gt;</pre>') == 4
     assert "<script>alert" not in page
     assert [choice.value for choice in response.context["over_time"].steps if choice.is_chosen] == [0, 160]
+    assert '<legend>After step <span class="quiet">six at most</span></legend>' in page
     assert '<a href="?prompt=2&amp;step=0&amp;step=160#samples">Next prompt</a>' in page
 
 
@@ -64,6 +67,39 @@ def test_tracking_is_sent_again_once_there_is_news(staff: Client):
     run.status = "succeeded"
     run.save()
     assert "hx-get" not in staff.get(url).content.decode()
+
+
+def test_what_has_been_seen_is_not_read_again(staff: Client, monkeypatch):
+    run = leave_checks(make_finished_run(kind="rlhf", status="queued"), exploited())
+    monkeypatch.setattr(alignment_queries, "read_checks", lambda path: pytest.fail("all checks were read"))
+    assert staff.get(run_url("tracking", run), {"seen": "160"}).status_code == 204
+
+
+def test_shards_appear_by_themselves(staff: Client):
+    config = {"num_shards": 2}
+    run = make_finished_run(kind="rejection_sampling", status="queued", config=config)
+    url = run_url("shards", run)
+    page = staff.get(run_url("change", run)).content.decode()
+    assert f'hx-get="{url}"' in page
+    assert "None yet." in page
+    make_finished_run(kind="sample", name="shard 1", parent=run, status="queued")
+    page = staff.get(url).content.decode()
+    assert "shard 1" in page
+    assert '<div class="scrolling" tabindex="0" role="region" aria-label="Shards as a table">' in page
+    assert "<caption" in page
+    undivided = make_finished_run(kind="rejection_sampling", config={"num_shards": 1})
+    assert "run-shards" not in staff.get(run_url("change", undivided)).content.decode()
+    assert staff.get(run_url("shards", undivided)).status_code == 404
+
+
+def test_curves_are_shown_where_there_are_some(staff: Client):
+    run = make_finished_run(kind="compare_policies")
+    Metric.objects.create(run=run, line=0, values={"step": 1, "phase": "generate"})
+    page = staff.get(run_url("change", run)).content.decode()
+    assert [telling for telling in ("Curves", "run.js", "uPlot") if telling in page] == []
+    Metric.objects.create(run=run, line=1, values={"step": 1, "phase": "train", "loss": 0.5})
+    page = staff.get(run_url("change", run)).content.decode()
+    assert [telling for telling in ("Curves", "run.js", "uPlot") if telling not in page] == []
 
 
 def test_tracking_of_what_makes_no_checks_is_no_content(staff: Client):

@@ -181,6 +181,16 @@ def test_version_changes_with_each_check_and_with_the_alarm():
     assert tracking(leave(run, "alarm.json", ALARM)).version == "160-alarm"
 
 
+def test_version_reads_the_last_whole_line_alone(monkeypatch):
+    run = leave_checks(make_rlhf(), exploited())
+    monkeypatch.setattr(alignment_queries, "TAIL", 2000)
+    with (run.run_dir / "checks.jsonl").open("a") as file:
+        file.write('{"step": 180, "rew')
+    assert alignment_queries.version(run) == "160"
+    (run.run_dir / "checks.jsonl").write_text("no check\n")
+    assert alignment_queries.version(run) == "none"
+
+
 def test_many_checks_are_thinned_to_those_that_matter():
     checks = [make_check(step, kl=step / 100, reward=0, held_out=float(step == 333)) for step in range(1000)]
     found = tracking(leave(leave_checks(make_rlhf(), checks), "alarm.json", {**ALARM, "step": 707, "best_step": 333}))

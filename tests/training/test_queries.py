@@ -101,6 +101,19 @@ def test_result_lines_say_that_a_figure_is_missing():
     assert queries.headline(result) == ""
 
 
+def test_an_interval_that_is_not_known_is_left_out():
+    unknown = [None, None]
+    result = {"accuracy": 0.7, "interval": unknown, "kl": 1.5, "kl_interval": unknown}
+    result |= {"reward_before": 0.0, "reward_after": 1.0, "reward_gain": 1.0, "reward_gain_interval": unknown}
+    assert [line.text for line in queries.result_lines(result)] == [
+        "70.0%",
+        "0 before, 1 after; gain +1",
+        "1.5",
+    ]
+    told = {"held_out_reward_gain": 0.25, "held_out_reward_gain_interval": unknown}
+    assert queries.headline(told) == "held-out reward +0.25"
+
+
 def test_result_lines_tell_a_figure_with_its_interval():
     result = {"kl": 3.14159, "kl_interval": [2.5, 3.75], "loss": 0.5, "loss_interval": None, "odd_interval": [1, 2]}
     assert [(line.label, line.text) for line in queries.result_lines(result)] == [
