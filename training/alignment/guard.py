@@ -63,7 +63,7 @@ class Check:
     """The KL of policy from reference policy, in nats a response."""
     kl_interval: Interval | None = None
     length: float
-    """Tokens a response."""
+    """Tokens a response, the end included."""
     entropy: float
     """Of the next token, in nats."""
     repetition: float

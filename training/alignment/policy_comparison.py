@@ -40,7 +40,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, stdtrit
 
 from training.alignment.config import ComparePoliciesConfig, ConfigError, split_names
-from training.alignment.generation import Generated, Generator, sampling_dtype, texts
+from training.alignment.generation import Generated, Generator, texts
 from training.alignment.held_out_reward import HeldOut, held_out_reward, part_of
 from training.alignment.implicit_reward import require_same_tokens
 from training.alignment.learning_curve import in_hash_order
@@ -71,6 +71,7 @@ class Answers:
 
     responses: list[str]
     num_tokens: list[int]
+    """Of each, the end included."""
     seconds: float
     """That it took to write them."""
     measured: list[Generated]
@@ -92,7 +93,7 @@ def compare_policies(config: ComparePoliciesConfig, run_dir: RunDir, stop: StopF
     """Sample from each policy, grade all responses together, and write report.json and responses.jsonl.
 
     report.json: {"kind", "num_prompts", "num_samples", what `HeldOut.told` tells, "backend", "policies": [{"name",
-    "path", "reward", "held_out", "kl" (from the first policy), "length" (tokens a response), "num_tokens" and "seconds"
+    "path", "reward", "held_out", "kl" (from the first policy), "length" (tokens a response, the end included), "num_tokens" and "seconds"
     to generate them, over all processes, "diversity", "repetition", "against_first": {"win_rate",
     "length_controlled_win_rate", "held_out_gain", "reward_gain"}}], "samples": [{"prompt", "responses", "held_out"}]}.
     There is no "against_first" of the first one, no KL between policies of different tokens, and no "reward" where none
@@ -155,10 +156,7 @@ class _Run:
 
     @contextmanager
     def _answering(self, path: str) -> Iterator[Work]:
-        model, tokenizer = load_policy(path)
-        device = self.accelerator.device
-        model.to(device, sampling_dtype(device))
-        generator = Generator(model, tokenizer, self.config, device)
+        generator = Generator(path, None, self.config, self.accelerator.device)
         try:
             yield lambda places: self._answer(generator, [self.prompts[place] for place in places])
         finally:
@@ -176,7 +174,7 @@ class _Run:
             measured = plain.generate_ids(prompts, config.num_samples, config.seed)
         found = texts(generator.tokenizer, generated)
         return [
-            Answers(responses, [len(one.ids) for one in tokens], seconds, own, generator.name).to_row(prompt)
+            Answers(responses, [len(one.ids) + one.is_ended for one in tokens], seconds, own, generator.name).to_row(prompt)
             for prompt, responses, tokens, own in zip(prompts, found, generated, measured, strict=True)
         ]
 
@@ -190,7 +188,8 @@ class _Run:
         (model, tokenizer), (first, first_tokenizer) = (load_policy(self.paths[place]) for place in (number, 0))
         for one in (model, first):
             one.to(self.accelerator.device).eval()
-        limit = fit_length(self.config.max_length, model, tokenizer) - self.config.max_new_tokens
+        fits = min(fit_length(self.config.max_length, one, tokenizer) for one in (model, first))
+        limit = fits - self.config.max_new_tokens
 
         def measure(places: Sequence[int]) -> list[float | None]:
             asked = {place: encode_prompt(tokenizer, self.prompts[place], limit) for place in places}

@@ -207,7 +207,7 @@ class Tracker:
                 rewards=as_json(rewards),
                 held_out=as_json(grade.scores),
                 spreads=[value for value in grade.spread or () if math.isfinite(value)],
-                lengths=[len(one.ids) for one in tokens],
+                lengths=[len(one.ids) + one.is_ended for one in tokens],
                 num_ended=sum(one.is_ended for one in tokens),
                 divergences=divergence,
             )

@@ -112,8 +112,8 @@ def test_report_tells_what_each_policy_is_like(compared, policies):
             "reward": by_prompt(np.mean(rewards, axis=1)),
             "held_out": by_prompt(np.mean(grades, axis=1)),
             "kl": told["kl"],
-            "length": pytest.approx(np.mean([len(text) for text in texts])),
-            "num_tokens": sum(map(len, texts)),
+            "length": pytest.approx(np.mean([len(text) + 1 for text in texts])),  # the end is a token too
+            "num_tokens": sum(len(text) + 1 for text in texts),
             "seconds": pytest.approx(sum(row["seconds"] for row in rows)),
             "diversity": 0.0,  # one word a response
             "repetition": 0.0,

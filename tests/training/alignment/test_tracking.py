@@ -168,7 +168,7 @@ def test_policy_that_is_the_reference_has_no_kl(track, reference):
             held_out=pytest.approx(-sum(lengths) / 32),
             kl=0.0,
             kl_interval=(0.0, 0.0),
-            length=pytest.approx(sum(lengths) / 32),
+            length=pytest.approx(sum(lengths) / 32 + 1),  # and the end
             entropy=found.entropy,
             repetition=0.0,
             diversity=0.0,  # one word a response
@@ -374,7 +374,7 @@ def test_spread_is_told_beside_that_on_training_responses(track, policy):
     tracker.check(0, *policy)
 
     assert tracker.checks[0].spread == 4.0  # two grades that are 4 apart deviate by 2 from their mean
-    assert tracker.checks[0].held_out == pytest.approx(2 - tracker.checks[0].length)
+    assert tracker.checks[0].held_out == pytest.approx(2 - (tracker.checks[0].length - 1))
 
 
 def test_missing_rewards_are_missing_and_never_zero(track, policy):
