@@ -116,7 +116,7 @@ class PreferenceSetAdmin(PageAdmin):
         """Freeze a project."""
         if not self.has_add_permission(request):
             raise PermissionDenied
-        initial = {"project": asked} if is_id(asked := request.GET.get("project", "")) else {}
+        initial = {name: asked for name in ("project", "seed") if is_id(asked := request.GET.get(name, ""))}
         form = FreezeForm(request.POST or None, user=request.user, initial=initial)
         if form.is_valid() and (frozen := form.freeze()):
             messages.success(request, f"Preference set {frozen} is frozen.")

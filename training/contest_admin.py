@@ -120,7 +120,8 @@ class ContestAdmin(PageAdmin):
             if is_sent and (sent := _send(request, run, form.cleaned_data)):
                 return redirect("admin:training_contest_change", sent.contest.pk)
             plan = contest_queries.plan(run, **form.cleaned_data)
-        return self.page(request, "send.html", form=form, run=run, plan=plan, title=f"Send {run.name} to annotators")
+        context = {"form": form, "run": run, "plan": plan, "may_start": self.may_start(request)}
+        return self.page(request, "send.html", title=f"Send {run.name} to annotators", **context)
 
     @method_decorator(require_POST)
     def close_view(self, request: HttpRequest, pk: int) -> HttpResponse:

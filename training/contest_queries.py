@@ -13,12 +13,14 @@ from urllib.parse import urlencode
 import numpy as np
 from django.db.models import QuerySet
 
+from annotate.identity import messages_digest
 from annotate.models import OPEN, OVERALL, Annotator, Comparison, Judgment, Project, Revision
 from annotate.stats import bias, sequential
 from annotate.stats.sequential import Course
 from training import contest_samples, contest_services, plots, queries, references
 from training.alignment.config import split_names
 from training.alignment_queries import clean, conversation, summary
+from training.contest_splits import Splits, splits
 from training.models import Contest, ContestPair, TrainingRun
 from training.plots import Axes, Plot, Range, Scale, Tick
 from training.report_figures import Row, as_dict, figure, is_number, points, share
@@ -76,6 +78,7 @@ class Verdict:
     p_value: str
     num_open: int
     facts: list[tuple[str, str]]
+    splits: Splits | None
     surprises: list[Surprise]
 
 
@@ -107,6 +110,7 @@ def verdict(contest: Contest, user: Any = None) -> Verdict:
         p_value="below 0.001" if known.p_value < 0.001 else f"{known.p_value:.3f}",
         num_open=num_open,
         facts=_facts(contest, votes, len(decided), len(asked), num_open),
+        splits=splits(contest.project, list(contest.pairs.values_list("comparison__prompt__digest", flat=True))),
         surprises=_surprises(contest, decided),
     )
 
@@ -340,6 +344,9 @@ class Plan:
     num_identical: int
     power: str
     """What the pairs are good for where they are too few; empty where they are enough."""
+    more_query: str
+    """Starts a comparison of the same policies on all test prompts, where they are too few and that has more."""
+    splits: Splits | None
 
     @property
     def num_sent(self) -> int:
@@ -349,7 +356,22 @@ class Plan:
 def plan(run: TrainingRun, project: Project, *, challenger: str, opponent: str, aim: str, points: float) -> Plan:
     found = contest_samples.pairs(run, project, challenger, opponent)
     wanted = contest_services.num_votes(aim, points)
-    return Plan(wanted, len(found.pairs), found.num_identical, _power(aim, points, wanted, len(found.pairs)))
+    power = _power(aim, points, wanted, len(found.pairs))
+    return Plan(
+        num_wanted=wanted,
+        num_pairs=len(found.pairs),
+        num_identical=found.num_identical,
+        power=power,
+        more_query=_more_query(run) if power else "",
+        splits=splits(project, [messages_digest(pair.prompt) for pair in found.pairs]),
+    )
+
+
+def _more_query(run: TrainingRun) -> str:
+    """A comparison that has answered all test prompts has no more."""
+    if run.kind == TrainingRun.Kind.COMPARE_POLICIES and run.config.get("num_prompts") == 0:
+        return ""
+    return _compare_query(run, num_prompts="0")
 
 
 def _power(aim: str, aimed: float, wanted: int, num_pairs: int) -> str:
@@ -378,7 +400,14 @@ def box(run: TrainingRun, user: Any) -> Box | None:
         return Box(list(made), user.has_perm("annotate.change_project"))
     if not run.is_policy:
         return None
-    policies = [before for before in (str(run.config.get("policy", "")), str(run.model_dir.resolve())) if before]
-    named = {"policies": ", ".join(one for one in policies if one != references.NEW_TINY)}
+    return Box([], may_send=False, compare_query=_compare_query(run))
+
+
+def _compare_query(run: TrainingRun, **settings: str) -> str:
+    """Starts a comparison of a run's policies: those that it has compared, or its own with what that began as."""
+    named = str(run.config.get("policies") or "")
+    if run.is_policy:
+        policies = [str(run.config.get("policy") or references.NEW_TINY), str(run.model_dir.resolve())]
+        named = ", ".join(one for one in policies if one != references.NEW_TINY)
     on = {"preference_set": run.preference_set_id} if run.preference_set_id else {}
-    return Box([], may_send=False, compare_query=urlencode({**named, **on}))
+    return urlencode({"policies": named, **on, **settings})

@@ -4,6 +4,7 @@ import json
 from datetime import timedelta
 from itertools import chain
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from django.db import connection
@@ -15,13 +16,15 @@ from django.utils import timezone
 from annotate import guidance
 from annotate import services as annotate_services
 from annotate.answers import Answer, Edit
+from annotate.identity import messages_digest
 from annotate.models import Annotator, Comparison, Judgment, Project, Response
 from tests.factories import make_annotator, make_comparison, make_judgment, make_project, make_prompt, make_user
 from tests.training.factories import make_finished_run, make_staff
 from tests.training.test_admin import inline, make_viewer, run_url
-from training import contest_queries, contest_samples, contest_services
+from training import contest_queries, contest_samples, contest_services, contest_splits
 from training import services as training_services
 from training.contest_services import CannotSend
+from training.export import split_of
 from training.models import BEFORE, BEST, WRITTEN, Contest, ContestPair, TrainingRun
 
 pytestmark = pytest.mark.django_db
@@ -543,6 +546,55 @@ def test_votes_flow_into_the_next_preference_set():
         f"run {run.pk}, before",
     }
     assert sorted(len(record["ranking"]) for record in records) == [1, 2, 2]
+
+
+def test_votes_on_test_prompts_are_test_votes_again_unless_another_seed_is_drawn(staff: Client):
+    project = make_project(name="cooking")
+    tested = [
+        number
+        for number in range(300)
+        if split_of(messages_digest(prompt(number)), seed=0, fractions=training_services.FRACTIONS) == "test"
+    ][:20]
+    run = make_policy(project=project)
+    for when in ("before", "after"):
+        rows = [{"prompt": prompt(number), "response": f"{when} {number}"} for number in tested]
+        write_lines(run, f"samples_{when}.jsonl", rows)
+    contest = send(run).contest
+    judge(contest, "w" * 20)
+    told = contest_queries.verdict(contest).splits
+    anew = training_services.freeze(project=project, name="anew", seed=1).counts
+    again = training_services.freeze(project=project, name="again").counts
+    assert {split: counts["prompts"] for split, counts in again.items() if counts["prompts"]} == {"test": 20}
+    num_trained_on = anew["train"]["prompts"]
+    assert num_trained_on > 8
+    assert told == contest_splits.Splits(
+        "Every preference set frozen from now on holds these votes. With seed 0, 20 of the 20 prompts are to measure "
+        f"rewards with, which learn nothing from them, and 0 to train on. With seed 1 {num_trained_on} are to train "
+        "on, but so are prompts on which older models were measured.",
+        1,
+    )
+    page = staff.get(url("change", contest.pk)).content.decode()
+    assert "Divided as cooking/again is, with seed 0, 20 of the 20 prompts" in page
+    freeze = f"{reverse('admin:training_preferenceset_add')}?project={project.pk}&seed=1"
+    assert f'href="{freeze.replace("&", "&amp;")}"' in page
+    assert staff.get(freeze).context["form"]["seed"].value() == "1"
+
+
+def test_too_few_prompts_lead_to_a_comparison_on_all(staff: Client):
+    run = make_policy(config={"policy": "hub/base"})
+    data = {"challenger": "after", "opponent": BEFORE, "project": run.project_id, "aim": "effect", "points": 10}
+    query = urlencode({"policies": f"hub/base, {run.model_dir.resolve()}", "num_prompts": 0})
+    page = staff.get(url("send", run.pk), data).content.decode()
+    start = f"{reverse('admin:training_trainingrun_start', args=['compare_policies'])}?{query}"
+    assert f'href="{start.replace("&", "&amp;")}"' in page
+    assert staff.get(start).context["form"]["num_prompts"].value() == "0"
+    compared = make_comparison_of_policies(run.project)
+    compared.config = {"policies": "hub/base, hub/other", "num_prompts": 0}
+    compared.save()
+    data |= {"challenger": "rlhf", "opponent": "base"}
+    page = staff.get(url("send", compared.pk), data).content.decode()
+    assert "All test prompts are answered" in page
+    assert "compare_policies" not in page
 
 
 def test_verdict_asks_the_database_no_more_for_more_votes(django_assert_num_queries):
