@@ -285,7 +285,8 @@ class RejectionSamplingConfig(GuardConfig, SamplingConfig, PolicyConfig):
     num_shards: int = option(
         1,
         "Parts of the prompts that are sampled and scored as runs of their own, side by side on as many workers as "
-        "there are. The same seed gives the same samples whatever their number.",
+        "there are. The same seed gives the same samples whatever their number. No more than there are batches, of "
+        "generation_batch_size responses.",
         minimum=1,
         maximum=1000,
     )

@@ -255,7 +255,7 @@ class _Run:
     def _curve(self) -> dict[str, Any]:
         """Write curve.json, and tell how far the best of n is from the policy that was sampled."""
         path, n = self.run_dir.path / "curve.json", self.config.num_samples
-        rows = list(read_samples(self.run_dir.path / "round_1" / "samples.jsonl"))
+        rows = _selectable(self.run_dir.path / "round_1" / "samples.jsonl")
         wanted = max(1, CURVE_RESPONSES // n)
         chosen = random.Random(self.config.seed).sample(rows, wanted) if wanted < len(rows) else rows
         if self.is_missing(path):
@@ -402,7 +402,7 @@ class _Line:
         num_prompts = len(_read_lines(folder / "prompts.jsonl"))
         return [
             _replace(whole, first=lines.start, num_prompts=len(lines), output=str(folder / f"shard_{place:03d}.jsonl"))
-            for place, lines in enumerate(shards(num_prompts, config.num_shards, chunk_size(whole)))
+            for place, lines in enumerate(shards(num_prompts, config.num_shards, chunk_size(whole, num_prompts)))
         ]
 
     def _make(self, wanted: Sequence[SampleConfig], stage: Stage) -> None:
@@ -456,7 +456,7 @@ class _Line:
 
     def _kept_best(self, number: int) -> Iterator[Row]:
         config = self.run.config
-        samples = list(read_samples(self.folder(number) / "samples.jsonl"))
+        samples = _selectable(self.folder(number) / "samples.jsonl")
         found = list(best_rows(config, samples, config.seed + number - 1))
         if not found and number == 1:
             raise ConfigError(_why_none(samples))
@@ -466,7 +466,7 @@ class _Line:
         config, beside = self.run.config, _Line(self.run, self.run.run_dir.path).folder(number)
         wanted = Counter(prompt_key(row["prompt"]) for row in _read_lines(beside / "winners.jsonl"))
         folder = beside if number == 1 else self.folder(number)
-        samples = [row for row in read_samples(folder / "samples.jsonl") if wanted[prompt_key(row["prompt"])]]
+        samples = [row for row in _selectable(folder / "samples.jsonl") if wanted[prompt_key(row["prompt"])]]
         if number > 1:  # not scored: whatever can be trained on may be drawn
             samples = [row | {"rewards": [0.0 if text else math.nan for text in row["responses"]]} for row in samples]
         for row in samples:
@@ -549,6 +549,15 @@ def curve_of(rows: Sequence[Row], graded: Sequence[Sequence[float | None]]) -> d
         found[name] = _json(means)
         found[f"{name}_interval"] = [None if np.isnan(one).any() else one.tolist() for one in intervals]
     return found
+
+
+def _selectable(path: Path) -> list[Row]:
+    """Samples to select from: an empty response has no reward to be selected by."""
+    return [
+        row
+        | {"rewards": [own if text else math.nan for own, text in zip(row["rewards"], row["responses"], strict=True)]}
+        for row in read_samples(path)
+    ]
 
 
 def _winner(row: Row, place: int) -> Row:

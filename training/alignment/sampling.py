@@ -10,14 +10,17 @@ depend on who did which part, to the last bit of a reward: a batch put together 
     beside it         what the result tells, for who has the output only: samples.json beside samples.jsonl
 
 A run that was stopped goes on after the last whole chunk. First all is sampled, then all is scored, so that policy and
-reward need not be in memory together. A text that a prompt got several times is scored once; an empty one is not.
+reward need not be in memory together. A text that a prompt got several times is scored once.
+
+**An empty response** is scored like any other, here and wherever responses are: if silence were worth nothing at all, a
+policy could escape a low reward by it. It is only never selected, for it leaves nothing to fine-tune on.
 """
 
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,7 +35,9 @@ from training.alignment.reward_model import agree, join_processes
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag, whole_lines, write_json, write_whole
 
 BATCHES_TOGETHER = 4
-"""In a chunk: where some responses of a batch have ended, those of the next one take their places."""
+"""In a chunk at the most: where some responses of a batch have ended, those of the next one take their places."""
+NUM_CHUNKS = 16
+"""That a file is divided into where chunks are then no smaller than a batch, so that as many may work on it."""
 SHARE_OF_GENERATING = 0.8  # of the progress, where there is something to score
 RESPONSES, REWARDS = "responses.jsonl", "rewards.jsonl"
 
@@ -57,9 +62,11 @@ def run_sampling(config: SampleConfig, run_dir: RunDir, stop: StopFlag) -> dict[
     return _Sampling(config, run_dir, stop, join_processes()).result()
 
 
-def chunk_size(config: SampleConfig) -> int:
-    """Prompts in a chunk."""
-    return max(1, BATCHES_TOGETHER * config.generation_batch_size // config.num_samples)
+def chunk_size(config: SampleConfig, num_prompts: int) -> int:
+    """Prompts in a chunk of a file of so many; whatever part of it is asked for, and however many share the work."""
+    batch = max(1, config.generation_batch_size // config.num_samples)
+    largest = max(1, BATCHES_TOGETHER * config.generation_batch_size // config.num_samples)
+    return min(max(batch, -(-num_prompts // NUM_CHUNKS)), largest)
 
 
 def chunks(lines: range, size: int) -> list[range]:
@@ -94,11 +101,12 @@ class _Sampling:
     def __init__(self, config: SampleConfig, run_dir: RunDir, stop: StopFlag, accelerator: Accelerator) -> None:
         self.config, self.run_dir, self.stop, self.accelerator = config, run_dir, stop, accelerator
         end = config.first + config.num_prompts if config.num_prompts else None
-        prompts = list(islice(_read_prompts(run_dir.resolve(config.prompts)), config.first, end))
+        given = list(_read_prompts(run_dir.resolve(config.prompts)))
+        prompts = given[config.first : end]
         if not prompts:
             raise ConfigError(f"prompts: the file has none from line {config.first} on")
         lines = range(config.first, config.first + len(prompts))
-        places = chunks(lines, chunk_size(config))
+        places = chunks(lines, chunk_size(config, len(given)))
         self.chunks = [[prompts[line - config.first] for line in place] for place in places]
         self.num_prompts = len(prompts)
 
@@ -229,17 +237,17 @@ class Scores(Protocol):
 
 
 def score(reward: Scores, prompts: Sequence[Messages], responses: Sequence[Sequence[str]]) -> list[list[float | None]]:
-    """Rewards of each prompt's responses: each different text scored once, none that is empty, None where missing.
+    """Rewards of each prompt's responses: each different text scored once, None where missing.
 
     Args:
         prompts: (B,).
         responses: (B, n).
     """
-    distinct = [tuple(dict.fromkeys(text for text in own if text)) for own in responses]
-    asked = [PromptedResponses(prompt, own) for prompt, own in zip(prompts, distinct, strict=True) if own]
-    scored = iter(reward.score_prompts(asked) if asked else [])
-    known = [dict(zip(own, as_json(next(scored).scores), strict=True)) if own else {} for own in distinct]
-    return [[found.get(text) for text in own] for found, own in zip(known, responses, strict=True)]
+    distinct = [tuple(dict.fromkeys(own)) for own in responses]
+    asked = [PromptedResponses(prompt, own) for prompt, own in zip(prompts, distinct, strict=True)]
+    scored = reward.score_prompts(asked) if asked else []
+    known = [dict(zip(own, as_json(one.scores), strict=True)) for own, one in zip(distinct, scored, strict=True)]
+    return [[found[text] for text in own] for found, own in zip(known, responses, strict=True)]
 
 
 def _read_prompts(path: Path) -> Iterator[Messages]:

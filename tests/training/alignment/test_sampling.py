@@ -1,5 +1,4 @@
 import json
-import math
 import os
 import subprocess
 import sys
@@ -43,7 +42,7 @@ def prepare(tmp_path, prompts_path, llama_folder, reward_model_folder):
             "reward_model": str(reward_model_folder),
             "num_samples": 4,
             "max_new_tokens": 8,
-            "generation_batch_size": 2,
+            "generation_batch_size": 8,
             "seed": 3,
         }
         return RunDir.create(tmp_path / name, SampleConfig(**settings | values))
@@ -61,9 +60,24 @@ def test_chunks_begin_where_they_begin_whatever_is_asked_for():
     assert chunks(range(3, 5), 3) == [range(3, 5)]
 
 
-def test_a_chunk_holds_some_batches():
-    assert chunk_size(SampleConfig(generation_batch_size=64, num_samples=16)) == 16
-    assert chunk_size(SampleConfig(generation_batch_size=8, num_samples=256)) == 1
+@pytest.mark.parametrize(
+    ("num_prompts", "num_samples", "expected"),
+    [
+        (30, 8, 8),  # a batch: four chunks
+        (200, 8, 13),  # sixteen chunks
+        (10_000, 8, 32),  # four batches
+        (10_000, 256, 1),
+        (1, 256, 1),
+    ],
+)
+def test_a_chunk_is_a_batch_to_four_by_the_number_of_prompts(num_prompts, num_samples, expected):
+    assert chunk_size(SampleConfig(generation_batch_size=64, num_samples=num_samples), num_prompts) == expected
+
+
+def test_few_prompts_are_work_for_several():
+    config = SampleConfig(generation_batch_size=64, num_samples=8)
+
+    assert shards(30, 3, chunk_size(config, 30)) == [range(0, 8), range(8, 16), range(16, 30)]
 
 
 @pytest.mark.parametrize(
@@ -102,16 +116,14 @@ def test_responses_and_rewards_are_those_of_policy_and_reward(prepare, llama_fol
     assert [row["responses"] for row in rows] == texts(load_policy(llama_folder)[1], generated)
     reward = load_reward(reward_model_folder)
     for row in rows:
-        known = [text for text in row["responses"] if text]
-        scored = reward.score_prompts([PromptedResponses(row["prompt"], tuple(known))])[0].scores
-        assert [one for one in row["rewards"] if math.isfinite(one)] == pytest.approx(scored, abs=1e-4)
-        assert [math.isnan(one) for one in row["rewards"]] == [not text for text in row["responses"]]
+        scored = reward.score_prompts([PromptedResponses(row["prompt"], tuple(row["responses"]))])[0].scores
+        assert row["rewards"] == pytest.approx(scored, abs=1e-4)
     assert result == {
         "output": "samples.jsonl",
         "num_prompts": 7,
         "num_samples": 4,
         "num_tokens": sum(len(one.ids) + one.is_ended for own in generated for one in own),
-        "num_missing": sum(not text for row in rows for text in row["responses"]),
+        "num_missing": 0,
         "backend": result["backend"],
         "seconds_generating": result["seconds_generating"],
         "seconds_scoring": result["seconds_scoring"],
@@ -125,7 +137,7 @@ def test_responses_and_rewards_are_those_of_policy_and_reward(prepare, llama_fol
 def test_the_data_are_the_same_to_the_last_bit_whatever_the_number_of_shards(prepare, num_shards):
     whole = prepare("whole")
     sample(whole)
-    parts = shards(len(PROMPTS), num_shards, chunk_size(whole.config()))
+    parts = shards(len(PROMPTS), num_shards, chunk_size(whole.config(), len(PROMPTS)))
 
     found = b""
     for number, part in enumerate(parts):
@@ -188,7 +200,7 @@ def test_without_a_reward_all_rewards_are_missing(prepare):
 
 
 def test_a_run_stopped_again_and_again_ends_as_one_that_was_not(prepare):
-    straight, stopped = prepare("straight"), prepare("stopped")
+    straight, stopped = (prepare(name, generation_batch_size=2) for name in ("straight", "stopped"))
     expected = sample(straight)
 
     result, times = None, 0
@@ -231,7 +243,7 @@ def test_phases_follow_each_other_and_progress_grows(prepare):
     assert [line["progress"] for line in lines] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.85, 0.9, 0.95, 1.0])
 
 
-def test_a_text_is_scored_once_and_an_empty_one_not_at_all():
+def test_a_text_is_scored_once_and_an_empty_one_as_any_other():
     class Reward:
         def score_prompts(self, prompts):
             self.asked = prompts
@@ -243,8 +255,10 @@ def test_a_text_is_scored_once_and_an_empty_one_not_at_all():
 
     found = score(reward, PROMPTS[:3], [["aa", "", "aa", "?"], ["", ""], ["b"]])
 
-    assert found == [[2.0, None, 2.0, None], [None, None], [1.0]]
-    assert reward.asked == [PromptedResponses(PROMPTS[0], ("aa", "?")), PromptedResponses(PROMPTS[2], ("b",))]
+    assert found == [[2.0, 0.0, 2.0, None], [0.0, 0.0], [1.0]]
+    assert reward.asked == [
+        PromptedResponses(prompt, own) for prompt, own in zip(PROMPTS, [("aa", "", "?"), ("",), ("b",)], strict=False)
+    ]
 
 
 @pytest.mark.parametrize(
