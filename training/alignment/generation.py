@@ -195,7 +195,8 @@ class Generator:
             with tempfile.TemporaryDirectory() as scratch:
                 folder = Path(scratch) / "policy"
                 save_policy(self.model, self.tokenizer, folder)  # whole, and weights that are in training as they are
-                self.engine = VllmEngine(folder, fit_length(self.config.max_length, self.model, self.tokenizer))
+                limit = fit_length(self.config.max_length, self.model, self.tokenizer)
+                self.engine = VllmEngine(folder, limit, sampling_dtype(self.device))
 
     def sample(
         self, prompts: Sequence[Messages], num_samples: int, seed: int, progress: Progress | None = None

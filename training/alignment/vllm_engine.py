@@ -31,15 +31,16 @@ class VllmEngine:
     Args:
         folder: of a whole model and its tokenizer.
         max_length: tokens of prompt and response.
+        dtype: of weights and products.
     """
 
-    def __init__(self, folder: Path, max_length: int) -> None:
+    def __init__(self, folder: Path, max_length: int, dtype: torch.dtype) -> None:
         from vllm import LLM  # noqa: PLC0415 -- installed on few machines
 
         self.name = f"vLLM {importlib.metadata.version('vllm')}"
         self.engine: Any = LLM(
             model=str(folder),
-            dtype="bfloat16",
+            dtype=str(dtype).removeprefix("torch."),
             max_model_len=max_length,
             gpu_memory_utilization=MEMORY_SHARE,
             enable_prefix_caching=True,
@@ -68,6 +69,7 @@ class VllmEngine:
                     max_tokens=max_new_tokens,
                     seed=seed % 2**63,  # -1 would mean none
                     stop_token_ids=sorted(ends),
+                    ignore_eos=True,  # the tokenizer's, which may be none of these
                     detokenize=False,
                 )
                 for seed in seeds
