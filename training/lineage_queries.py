@@ -2,16 +2,18 @@
 
 Runs name each other in their configurations, by the folders in which models are; a preference set holds what its
 project's annotators had judged when it was frozen; a contest is votes on a policy's answers, which every set frozen
-after them holds. All runs that a user sees are read at once, so that the database is asked as often for a long history
-as for a short one. What stands in the tree already is only named when it comes again.
+after them holds. Of all runs, contests and sets that a user sees it is read at once how they hang together, and of
+those that the tree reaches what it says of them: so the database is asked as often for a long history as for a short
+one, and looks up no judgments of others. What stands in the tree already is only named when it comes again.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import chain
 from typing import Any, NamedTuple
 
-from django.db.models import Count, Max, Min, QuerySet
+from django.db.models import Count, Min, OuterRef, Q, QuerySet, Subquery
 from django.utils.dateformat import format as date_format
 from django.utils.timezone import localtime
 
@@ -21,12 +23,15 @@ from training.alignment.config import split_names
 from training.models import Contest, PreferenceSet, TrainingRun
 
 MAX_RUNS = 5000  # of the newest: what is older is not looked for
+MAX_MODELS = 200  # named by one field
+MAX_PROJECTS = 20  # of which it is told who has judged in them
 MAX_NAMES = 20
 MAX_DEPTH = 12
 NAME_LENGTH = 200
 RUN_PAGE, SET_PAGE, CONTEST_PAGE = (
     f"admin:training_{model}_change" for model in ("trainingrun", "preferenceset", "contest")
 )
+ENDS = {"first": "pk", "last": "-pk"}
 ROLES = {
     **{"policy": "Began as", "reference_policy": "Held to", "backbone": "Began as", "policies": "Policy"},
     **{"reward_model": "Reward", "reward_models": "Reward", "members": "Combines", "models": "Averages"},
@@ -72,8 +77,9 @@ class _Run(NamedTuple):
     name: str
     kind: str
     status: str
-    config: dict[str, Any]
     preference_set: int | None
+    named: list[tuple[str, str]]
+    """Field and path of each model that its configuration names."""
 
     @property
     def text(self) -> str:
@@ -97,64 +103,122 @@ class _People(NamedTuple):
     last: datetime
 
 
-class _Graph:
-    """Runs by their number, what each names, and what they and the sets stand on."""
+class _Links:
+    """How all runs, contests and sets that a user sees hang together, by their numbers."""
 
     def __init__(self, run: TrainingRun, user: Any) -> None:
-        fields = _Run._fields
-        visible: QuerySet[TrainingRun] = references.runs_of(user).filter(parent=None).order_by("-pk")
-        own = TrainingRun.objects.filter(pk=run.pk).values_list(*fields)
-        rows = [*visible.values_list(*fields)[:MAX_RUNS], *own]
-        self.runs = {pk: _Run(pk, *rest) for pk, *rest in rows}
-        self.named = {one.pk: _named(one.config) for one in self.runs.values()}
-        paths = sorted({path for named in self.named.values() for _, path in named})
-        self.saved = {path: one.pk for path, one in queries.saving_runs(paths, user).items() if one.pk in self.runs}
-        self.members = queries.registered_members(paths, user, run.project_id)
-        sets = PreferenceSet.objects.for_user(user).select_related("project").order_by("pk")
-        self.sets = {one.pk: one for one in sets}
-        self.contests = _by(_contests(user), lambda contest: contest.run_id)
+        visible = references.runs_of(user).filter(parent=None).order_by("-pk")
+        own = TrainingRun.objects.filter(pk=run.pk)
+        self.runs = {one.pk: one for one in [*_runs(visible), *_runs(own)]}
+        paths = {path for one in self.runs.values() for _, path in one.named}
+        numbers = ((path, queries.saved_by(path)) for path in paths)
+        self.saved = {path: number for path, number in numbers if number in self.runs}
         self.users = self._users()
-        self.people = _people({one.project_id for one in self.sets.values()})
-        self.may_name = user.has_perm("annotate.view_annotator")
+        self.contests = _by(Contest.objects.for_user(user).values_list("run", "project"))  # their projects
+        self.sets = _by(PreferenceSet.objects.for_user(user).values_list("project", "pk"))
+        self.learners = _by((one.preference_set, one.pk) for one in self.runs.values() if one.preference_set)
 
     def _users(self) -> dict[int, list[tuple[str, int]]]:
         """By a run's number, which runs name its model, and in which field; the oldest first."""
         found: dict[int, list[tuple[str, int]]] = {}
         for pk in sorted(self.runs):
-            for name, path in self.named[pk]:
+            for name, path in self.runs[pk].named:
                 if self.saved.get(path, pk) != pk:
                     found.setdefault(self.saved[path], []).append((name, pk))
         return found
 
+    def sources(self, pk: int) -> set[int]:
+        """A run and those that it stands on."""
+        return _reached(pk, lambda run: [self.saved[path] for _, path in self.runs[run].named if path in self.saved])
 
-def _named(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Field and path of each model that a configuration names."""
-    found = [(name, path) for name in ROLES for path in split_names(str(config.get(name) or ""))]
-    return list(dict.fromkeys(found))
+    def uses(self, pk: int) -> set[int]:
+        """A run and those that may have come of it: votes on its answers are in none of the sets frozen before."""
+        return _reached(pk, self._uses)
+
+    def _uses(self, pk: int) -> list[int]:
+        learned = (self.learners.get(one, []) for one in self.sets_after(self.contests.get(pk, [])))
+        return [*(user for _, user in self.users.get(pk, [])), *chain.from_iterable(learned)]
+
+    def sets_after(self, projects: Iterable[int]) -> set[int]:
+        """Those that may hold votes of contests in projects."""
+        return {one for project in set(projects) for one in self.sets.get(project, [])}
 
 
-def _contests(user: Any) -> QuerySet[Contest]:
-    votes = "pairs__comparison__judgments"
-    counted = {"num_votes": Count(f"{votes}__comparison", distinct=True), "first_vote": Min(f"{votes}__created_at")}
-    return Contest.objects.for_user(user).select_related("run", "project").annotate(**counted).order_by("pk")
+class _Graph:
+    """What a tree says of the runs that it reaches, and of what they and the sets stand on."""
+
+    def __init__(self, run: TrainingRun, user: Any) -> None:
+        self.links = _Links(run, user)
+        self.runs, self.saved, self.users = self.links.runs, self.links.saved, self.links.users
+        sources, uses = self.links.sources(run.pk), self.links.uses(run.pk)
+        paths = sorted({path for pk in sources for _, path in self.runs[pk].named})
+        self.members = queries.registered_members(paths, user, run.project_id)
+        self.contests = _by((one.run_id, one) for one in _contests(user, uses))
+        asked = chain.from_iterable(self.links.contests.get(pk, []) for pk in uses)
+        learned_from = {own for pk in sources if (own := self.runs[pk].preference_set)}
+        sets = PreferenceSet.objects.for_user(user).filter(pk__in=learned_from | self.links.sets_after(asked))
+        self.sets = {one.pk: one for one in sets.select_related("project").order_by("pk")}
+        self.people = _people({own.project_id for pk, own in self.sets.items() if pk in learned_from})
+        self.may_name = user.has_perm("annotate.view_annotator")
 
 
-def _people(projects: Collection[int]) -> dict[int, list[_People]]:
-    """By project, who has judged in it and when."""
-    judged = Judgment.objects.filter(project__in=projects, comparison__is_gold=False).order_by()
-    rows = judged.values_list("project", "annotator__name", "annotator__kind", "annotator").annotate(
-        first=Min("created_at"), last=Max("created_at")
-    )
-    found: dict[int, list[_People]] = {}
-    for project, name, kind, _, first, last in rows:
-        found.setdefault(project, []).append(_People(name, kind, first, last))
+def _runs(runs: QuerySet[TrainingRun]) -> list[_Run]:
+    """The first of them; of configurations only what names models."""
+    fields = ("pk", "name", "kind", "status", "preference_set")
+    rows = runs.values_list(*fields, *(f"config__{name}" for name in ROLES))[:MAX_RUNS]
+    return [
+        _Run(pk, name, kind, status, preference_set, _named(models))
+        for pk, name, kind, status, preference_set, *models in rows
+    ]
+
+
+def _named(values: Sequence[Any]) -> list[tuple[str, str]]:
+    found = zip(ROLES, values, strict=True)
+    return [(name, path) for name, value in found for path in dict.fromkeys(split_names(str(value or ""))[:MAX_MODELS])]
+
+
+def _reached(start: int, further: Callable[[int], Iterable[int]]) -> set[int]:
+    found, left = {start}, [start]
+    while left:
+        new = set(further(left.pop())) - found
+        found |= new
+        left += new
     return found
 
 
-def _by(rows: Iterable[Any], key: Callable[[Any], int]) -> dict[int, list[Any]]:
+def _contests(user: Any, runs: Collection[int]) -> QuerySet[Contest]:
+    votes = "pairs__comparison__judgments"
+    counted = {"num_votes": Count(f"{votes}__comparison", distinct=True), "first_vote": Min(f"{votes}__created_at")}
+    own = Contest.objects.for_user(user).filter(run__in=runs).select_related("project")
+    return own.annotate(**counted).order_by("pk")
+
+
+def _people(projects: Collection[int]) -> dict[int, list[_People]]:
+    """By project, who has judged in it, when first and when last: looked up by annotator, not counted."""
+    asked = sorted(projects)[:MAX_PROJECTS]
+    ends = {f"{end}_{project}": _end(project, order) for project in asked for end, order in ENDS.items()}
+    annotators = Annotator.objects.filter(Q(project=None) | Q(project__in=asked)).annotate(**ends).order_by("pk")
+    rows = list(annotators.values("name", "kind", *ends)) if asked else []
+    return {
+        project: [
+            _People(row["name"], row["kind"], row[f"first_{project}"], row[f"last_{project}"])
+            for row in rows
+            if row[f"first_{project}"]
+        ]
+        for project in asked
+    }
+
+
+def _end(project: int, order: str) -> Subquery:
+    judged = Judgment.objects.filter(project=project, annotator=OuterRef("pk"), comparison__is_gold=False)
+    return Subquery(judged.order_by(order).values("created_at")[:1])
+
+
+def _by(rows: Iterable[tuple[int, Any]]) -> dict[int, list[Any]]:
+    """By the first of each two."""
     found: dict[int, list[Any]] = {}
-    for row in rows:
-        found.setdefault(key(row), []).append(row)
+    for key, one in rows:
+        found.setdefault(key, []).append(one)
     return found
 
 
@@ -184,7 +248,7 @@ class _Sources(_Tree):
         return self.node(Node(role, run.text, facts, RUN_PAGE, pk), lambda: self._of(run))
 
     def _of(self, run: _Run) -> list[Node]:
-        named = [self._model(ROLES[name], path) for name, path in self.graph.named[run.pk]]
+        named = [self._model(ROLES[name], path) for name, path in run.named]
         preference_set = self.graph.sets.get(run.preference_set or 0)
         return [*named, *([self._set(preference_set)] if preference_set else [])]
 
@@ -251,8 +315,7 @@ class _Uses(_Tree):
         return self.node(Node("Preference set", str(one), facts, SET_PAGE, one.pk), lambda: self._on(one.pk))
 
     def _on(self, preference_set: int) -> list[Node]:
-        own = [run for run in self.graph.runs.values() if run.preference_set == preference_set]
-        return [self._run("Learned from it", run.pk) for run in sorted(own)]
+        return [self._run("Learned from it", pk) for pk in sorted(self.graph.links.learners.get(preference_set, []))]
 
 
 def _day(moment: datetime) -> str:

@@ -309,12 +309,12 @@ class SavingRun(NamedTuple):
 
 def saving_runs(values: Sequence[str], user: Any = None) -> dict[str, SavingRun]:
     """By a model's folder, the run that saved it; what is no folder of a run that the user sees is left out."""
-    numbers = {value: number for value in values if (number := _saved_by(value))}
+    numbers = {value: number for value in values if (number := saved_by(value))}
     names = dict(references.runs_of(user).filter(pk__in=numbers.values()).values_list("pk", "name"))
     return {value: SavingRun(number, names[number]) for value, number in numbers.items() if number in names}
 
 
-def _saved_by(value: str) -> int | None:
+def saved_by(value: str) -> int | None:
     """The number of the run in whose directory a model's folder is."""
     try:
         number, model = Path(value).relative_to(Path(settings.RUNS_DIR).resolve()).parts

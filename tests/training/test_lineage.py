@@ -144,6 +144,35 @@ def test_lineage_of_somebody_elses_run_is_not_found():
     assert make_viewer("view_contest").get(run_url("lineage", hidden)).status_code == 403
 
 
+def test_what_the_tree_does_not_reach_is_not_asked_for():
+    _, _, policy = make_history()
+    elsewhere = make_project()
+    other = make_policy(name="other", project=elsewhere, preference_set=make_set(elsewhere, "theirs"))
+    judge(send(other).contest, "ww")
+    staff = make_staff()
+    with CaptureQueriesContext(connection) as queries:
+        told = lineage(policy, staff)
+    assert told.uses == []
+    judged = [query["sql"] for query in queries if "annotate_judgment" in query["sql"]]
+    assert [f'"project_id" = {project.pk})' in judged[-1] for project in (policy.project, elsewhere)] == [True, False]
+    assert f'"run_id" IN ({policy.pk})' in judged[0]
+    assert len(judged) == 2
+    assert not any('"training_trainingrun"."config",' in query["sql"] for query in queries)
+
+
+def test_a_chain_of_contests_and_sets_is_followed_to_its_end():
+    _, _, policy = make_history()
+    last = policy
+    for number in range(3):
+        judge(send(last).contest, "w")
+        frozen = services.freeze(project=policy.project, name=f"after-{number}")
+        last = make_policy(name=f"next-{number}", project=policy.project, preference_set=frozen)
+    told = [line.strip() for node in seen_by_staff(policy).uses for line in drawn(node)]
+    assert [line for line in told if "see above" not in line and "Learned" in line] == [
+        f"Learned from it: next-{number} (run {policy.pk + 1 + number}) (Rejection sampling)" for number in range(3)
+    ]
+
+
 def test_a_long_history_asks_the_database_no_more_than_a_short_one(client: Client):
     client.force_login(make_staff())
     _, _, policy = make_history()
