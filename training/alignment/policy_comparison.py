@@ -93,9 +93,10 @@ def compare_policies(config: ComparePoliciesConfig, run_dir: RunDir, stop: StopF
     """Sample from each policy, grade all responses together, and write report.json and responses.jsonl.
 
     report.json: {"kind", "num_prompts", "num_samples", what `HeldOut.told` tells, "backend", "policies": [{"name",
-    "path", "reward", "held_out", "kl" (from the first policy), "length" (tokens a response, the end included), "num_tokens" and "seconds"
-    to generate them, over all processes, "diversity", "repetition", "against_first": {"win_rate",
-    "length_controlled_win_rate", "held_out_gain", "reward_gain"}}], "samples": [{"prompt", "responses", "held_out"}]}.
+    "path", "reward", "held_out", "kl" (from the first policy), "length" (tokens a response, the end included),
+    "num_tokens" and "seconds" to generate them, over all processes, "diversity", "repetition", "against_first":
+    {"win_rate", "length_controlled_win_rate", "held_out_gain", "reward_gain"}}], "samples": [{"prompt", "responses",
+    "held_out"}]}.
     There is no "against_first" of the first one, no KL between policies of different tokens, and no "reward" where none
     is named.
 
@@ -122,7 +123,7 @@ class _Run:
         if len(split_names(config.reward_model)) > 1:
             raise ConfigError("reward_model: name one, or none")
         self.paths = [run_dir.locate(name) for name in names]
-        self.prompts = drawn(run_dir.resolve(config.preferences), config.num_prompts, config.seed)
+        self.prompts = prompts_to_compare_on(run_dir.resolve(config.preferences), config.num_prompts, config.seed)
         if not self.prompts:
             raise ConfigError("preferences: the test split has no prompt to compare on")
 
@@ -174,7 +175,9 @@ class _Run:
             measured = plain.generate_ids(prompts, config.num_samples, config.seed)
         found = texts(generator.tokenizer, generated)
         return [
-            Answers(responses, [len(one.ids) + one.is_ended for one in tokens], seconds, own, generator.name).to_row(prompt)
+            Answers(responses, [len(one.ids) + one.is_ended for one in tokens], seconds, own, generator.name).to_row(
+                prompt
+            )
             for prompt, responses, tokens, own in zip(prompts, found, generated, measured, strict=True)
         ]
 
@@ -465,7 +468,7 @@ def called(paths: Sequence[str]) -> list[str]:
     ]
 
 
-def drawn(path: Path, wanted: int, seed: int) -> list[Messages]:
+def prompts_to_compare_on(path: Path, wanted: int, seed: int) -> list[Messages]:
     """The different prompts of the test split, or `wanted` of them drawn by hashing, in their order; 0 for all."""
     prompts = {prompt_key(ranked.prompt): ranked.prompt for ranked in read_rankings(path, "test")}
     chosen = set(in_hash_order(list(prompts), seed)[: wanted or None])

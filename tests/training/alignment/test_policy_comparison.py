@@ -23,8 +23,8 @@ from training.alignment.policy_comparison import (
     by_prompt,
     called,
     compare_policies,
-    drawn,
     length_controlled_win_rate,
+    prompts_to_compare_on,
     shown,
 )
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag
@@ -138,6 +138,23 @@ def test_prompt_with_half_a_character_is_told_with_a_question_mark(compare, poli
 
     report = json.loads((run_dir.path / "report.json").read_text(encoding="utf-8"))
     assert [one["prompt"] for one in report["samples"]] == [ask("a?")]
+
+
+def test_kl_is_measured_by_as_much_of_a_prompt_as_both_policies_can_hold(compare, gpt2_folder, tmp_path):
+    short, tokenizer = load_policy(gpt2_folder)
+    embedding = short.transformer.wpe
+    embedding.weight.data, short.config.n_positions = embedding.weight.data[:32].clone(), 32
+    save_policy(short, tokenizer, tmp_path / "short")
+    path = tmp_path / "preferences.jsonl"
+    ranked = {"prompt": ask("eggs " * 40), "responses": [{"content": "a"}, {"content": "b"}], "ranking": [[0], [1]]}
+    path.write_text(json.dumps(ranked | {"split": "test"}) + "\n")
+    for places in range(2):
+        order = [tmp_path / "short", gpt2_folder][:: -1 if places else 1]
+
+        _, run_dir = compare(order, preferences=str(path), num_samples=2, max_length=200, max_new_tokens=8)
+
+        report = json.loads((run_dir.path / "report.json").read_text(encoding="utf-8"))
+        assert report["policies"][1]["kl"]["value"] >= 0
 
 
 def test_kl_is_that_from_the_first_policy(compared, policies):
@@ -457,7 +474,7 @@ def test_policies_are_called_by_their_runs():
 
 
 def test_prompts_are_drawn_by_hashing(preferences):
-    assert drawn(preferences, 0, seed=0) == [ask(letter) for letter in LETTERS]
-    two = drawn(preferences, 2, seed=0)
+    assert prompts_to_compare_on(preferences, 0, seed=0) == [ask(letter) for letter in LETTERS]
+    two = prompts_to_compare_on(preferences, 2, seed=0)
     assert len(two) == 2
-    assert two == [one for one in drawn(preferences, 3, seed=0) if one in two]
+    assert two == [one for one in prompts_to_compare_on(preferences, 3, seed=0) if one in two]

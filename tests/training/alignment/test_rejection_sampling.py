@@ -377,6 +377,22 @@ def test_a_given_held_out_reward_model_grades(prepare, rules, tmp_path):
     assert curve["reward"] == sorted(curve["reward"])
 
 
+def test_an_empty_response_is_never_selected_however_good_its_reward(prepare, tmp_path):
+    config, run_dir = prepare(tmp_path)
+    folder = tmp_path / "round_1"
+    folder.mkdir()
+    asked = [{"prompt": prompt} for prompt in distinct_prompts(run_dir.resolve(config.preferences), "train")[:2]]
+    rows = [one | {"responses": ["", "soup"], "rewards": [9.0, 1.0]} for one in asked]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = {"num_tokens": 2, "num_missing": 0, "seconds_generating": 1.0, "seconds_scoring": 1.0, "backend": "by hand"}
+    (folder / "samples.json").write_text(json.dumps(told))
+
+    run_rejection_sampling(config, run_dir, StopFlag())
+
+    kept = [json.loads(line) for line in (folder / "winners.jsonl").read_text().splitlines()]
+    assert [(row["completion"], row["reward"]) for row in kept] == [("soup", 1.0)] * 2
+
+
 def test_who_selects_does_not_grade_under_another_name(prepare, rules, tmp_path):
     (tmp_path / "alias").symlink_to(rules / "about_twenty")
     config, run_dir = prepare(tmp_path / "run", held_out_reward_model=str(tmp_path / "alias"))
