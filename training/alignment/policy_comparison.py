@@ -50,7 +50,7 @@ from training.alignment.preferences import Messages, PromptedResponses, encode_p
 from training.alignment.reward import Scored, as_json, load_reward, score_cache
 from training.alignment.reward_model import agree, join_processes
 from training.alignment.reward_net import fit_length
-from training.alignment.run_dir import Interrupted, RunDir, StopFlag, whole_lines, write_json, write_whole
+from training.alignment.run_dir import Interrupted, RunDir, StopFlag, append_lines, whole_lines, write_json, write_whole
 from training.alignment.sft import Stage
 from training.alignment.text_measures import diversity, repetition
 from training.alignment.tracking import divergences, in_chunks
@@ -250,7 +250,7 @@ class _Run:
                     places = range(start, min(start + at_once, len(self.prompts)))
                     rows = in_chunks(self.accelerator, places, size, work)
                     if self.accelerator.is_main_process:
-                        _append_lines(path, rows)
+                        append_lines(path, rows)
                         progress = stage.progress(places.stop / len(self.prompts))
                         self.run_dir.log(step=places.stop, phase=stage.phase, progress=progress)
         self.accelerator.wait_for_everyone()
@@ -491,8 +491,3 @@ def _mean(scores: Floats) -> float:
 
 def _floats(values: Sequence[float | None]) -> Floats:
     return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
-
-
-def _append_lines(path: Path, rows: Sequence[Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -21,7 +21,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -244,6 +244,14 @@ def whole_lines(path: Path, num_together: int, num_all: int = -1) -> tuple[int, 
             if num_lines % num_together == 0 or num_lines == num_all:
                 num_kept, size_kept = num_lines, size
     return num_kept, size_kept
+
+
+def append_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Add rows to a JSONL file; a kill may leave a half, which `whole_lines` does not count."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:

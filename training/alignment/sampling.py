@@ -32,7 +32,7 @@ from training.alignment.generation import Generator, texts
 from training.alignment.preferences import Messages, PromptedResponses
 from training.alignment.reward import Scored, as_json, load_reward, score_cache
 from training.alignment.reward_model import agree, join_processes
-from training.alignment.run_dir import Interrupted, RunDir, StopFlag, whole_lines, write_json, write_whole
+from training.alignment.run_dir import Interrupted, RunDir, StopFlag, append_lines, whole_lines, write_json, write_whole
 
 BATCHES_TOGETHER = 4
 """In a chunk at the most: where some responses of a batch have ended, those of the next one take their places."""
@@ -150,7 +150,7 @@ class _Sampling:
                 self._leave_if_asked()
                 lines = self._side_by_side(work, start)
                 if self.accelerator.is_main_process:
-                    self._append(path, lines)
+                    append_lines(path, lines)
                     share = (start + len(lines)) / len(self.chunks)
                     self.run_dir.log(
                         step=sum(map(len, self.chunks[: start + len(lines)])),
@@ -220,10 +220,6 @@ class _Sampling:
             os.truncate(path, size)
         self.accelerator.wait_for_everyone()
         return num_lines
-
-    def _append(self, path: Path, lines: Sequence[dict[str, Any]]) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
 
     def _leave_if_asked(self) -> None:
         if agree(self.accelerator, self.stop()):

@@ -44,7 +44,7 @@ from training.alignment.policies import computes_in_bfloat16, load_policy
 from training.alignment.preferences import Messages, PromptedResponses, encode_prompt
 from training.alignment.reward import as_json
 from training.alignment.reward_net import fit_length
-from training.alignment.run_dir import RunDir, whole_lines, write_json, write_whole
+from training.alignment.run_dir import RunDir, append_lines, whole_lines, write_json, write_whole
 from training.alignment.text_measures import diversity, repetition
 
 CHECKS, ALARM, SAMPLES = "checks.jsonl", "alarm.json", "samples"
@@ -336,10 +336,7 @@ class Tracker:
             for text, reward, grade in zip(one.responses, one.rewards, one.held_out, strict=True)
         )
         write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
-        with (self.run_dir.path / CHECKS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(check.to_dict()) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(self.run_dir.path / CHECKS, [check.to_dict()])
 
     def _samples(self, step: int) -> Path:
         return self.run_dir.path / SAMPLES / f"step-{step:06d}.jsonl"

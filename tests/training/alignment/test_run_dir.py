@@ -1,10 +1,20 @@
 import json
+import os
 import re
 
 import pytest
 
 from training.alignment.config import ConfigError, EvaluateConfig, SampleConfig
-from training.alignment.run_dir import PACKAGES, RunDir, StopFlag, is_sealed, replace_folder, seal
+from training.alignment.run_dir import (
+    PACKAGES,
+    RunDir,
+    StopFlag,
+    append_lines,
+    is_sealed,
+    replace_folder,
+    seal,
+    whole_lines,
+)
 
 
 @pytest.fixture
@@ -169,3 +179,16 @@ def test_a_stop_flag_serves_as_a_signal_handler():
     stop.set(15, None)
 
     assert stop() is True
+
+
+def test_lines_are_added_after_those_that_are_whole(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    append_lines(path, [1, {"b": 2}])
+    with path.open("a") as file:
+        file.write('{"half')  # as a kill may leave it
+    assert whole_lines(path, 1) == (2, 11)
+
+    os.truncate(path, 11)
+    append_lines(path, [3])
+
+    assert path.read_text() == '1\n{"b": 2}\n3\n'

@@ -1,4 +1,5 @@
 import json
+import subprocess
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -8,11 +9,12 @@ import torch
 from accelerate import Accelerator
 
 from tests.training.alignment.enumerable import MAX_NEW_TOKENS, PROMPTS, RESPONSES, enumerable_lm, law
+from tests.training.alignment.processes import COMMAND, ENVIRONMENT, PATIENCE, ROOT
 from training.alignment.config import ConfigError, DpoConfig, RlhfConfig
 from training.alignment.generation import Generated
 from training.alignment.guard import Alarm, Check
 from training.alignment.held_out_reward import HeldOut
-from training.alignment.policies import load_policy, prepare
+from training.alignment.policies import load_policy, prepare, save_policy
 from training.alignment.preferences import encode, encode_prompt
 from training.alignment.reward import Scored
 from training.alignment.reward_model import join_processes
@@ -403,3 +405,47 @@ def test_reward_that_scores_nothing_is_refused(track, policy):
 def test_tracker_needs_prompts(track):
     with pytest.raises(ConfigError, match="there is no held-out prompt"):
         track(prompts=[])
+
+
+BY_TWO = """
+import sys
+from pathlib import Path
+
+from tests.training.alignment.enumerable import MAX_NEW_TOKENS, PROMPTS
+from tests.training.alignment.test_tracking import proxy, shortness
+from training.alignment.config import RlhfConfig
+from training.alignment.held_out_reward import HeldOut
+from training.alignment.policies import load_policy
+from training.alignment.reward_model import join_processes
+from training.alignment.run_dir import RunDir
+from training.alignment.tracking import Tracker
+
+reference, policy, folder = map(Path, sys.argv[1:])
+config = RlhfConfig(num_checked=8, max_new_tokens=MAX_NEW_TOKENS, max_length=64, generation_batch_size=16)
+own = {"prompts": PROMPTS, "proxy": proxy, "held_out": HeldOut((shortness(),), "given")}
+tracker = Tracker(config, run_dir=RunDir(folder), accelerator=join_processes(), reference=reference, **own)
+for step, path in enumerate((reference, policy)):
+    tracker.check(step, *load_policy(path))
+tracker.result(1)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_check_as_one_does(tmp_path, track, reference, policy):
+    model, tokenizer = policy
+    save_policy(model, tokenizer, tmp_path / "policy")
+    alone, together = track(), tmp_path / "together"
+    together.mkdir()
+    for step, one in enumerate((load_policy(reference), policy)):
+        alone.check(step, *one)
+    alone.result(1)
+    script = tmp_path / "check.py"
+    script.write_text(BY_TWO)
+    arguments = [str(path) for path in (script, reference, tmp_path / "policy", together)]
+
+    command = [*COMMAND[:-2], *arguments]  # in place of the program of all runs
+    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)}, check=True, timeout=PATIENCE)
+
+    assert list(read_checks(RunDir(together))) == alone.checks
+    for name in ("samples_before.jsonl", "samples_after.jsonl", "samples/step-000001.jsonl"):
+        assert (together / name).read_bytes() == (alone.run_dir.path / name).read_bytes()
