@@ -25,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.hub import cached_file
 
-from training.alignment.config import ConfigError, PolicyConfig
+from training.alignment.config import ConfigError, DpoConfig, PolicyConfig
 from training.alignment.products import round_products
 from training.alignment.reward import named, placed
 from training.alignment.run_dir import replace_folder, write_json, write_whole
@@ -206,7 +206,7 @@ def policy_card(config: PolicyConfig, result: Mapping[str, Any], *, digest: str 
         ["---", f"library_name: {library}", "pipeline_tag: text-generation", "tags:", f"- {config.kind}", "---", ""]
     )
     return "\n".join(
-        [told, _what(config), _use(library), _data(result, digest), _figures(result), BEWARE, _how(config)]
+        [told, _what(config), _use(library), _data(result, digest), _figures(config, result), BEWARE, _how(config)]
     )
 
 
@@ -250,14 +250,15 @@ def _data(result: Mapping[str, Any], digest: str) -> str:
     return "\n".join(["## Training data\n", *(lines or ["- not told"]), ""])
 
 
-def _figures(result: Mapping[str, Any]) -> str:
+def _figures(config: PolicyConfig, result: Mapping[str, Any]) -> str:
     lines = []
     for name, label in REWARDS.items():
         if f"{name}_gain" in result:
             interval = result[f"{name}_gain_interval"]  # none from one prompt
             around = f" ({interval[0]:.3g} to {interval[1]:.3g})" if interval else ""
             before, after, gain = (result[f"{name}_{when}"] for when in ("before", "after", "gain"))
-            lines.append(f"- {label}: from {before:.3g} to {after:.3g}, gain {gain:.3g}{around}")
+            told = "its implicit reward" if name == "reward" and isinstance(config, DpoConfig) else label
+            lines.append(f"- {told}: from {before:.3g} to {after:.3g}, gain {gain:.3g}{around}")
     lines += [f"- {label}: {value:.4g}" for name, label in MEASURES.items() if (value := result.get(name)) is not None]
     if reason := result.get("stopped_by"):
         lines.append(f"- stopped early, as {STOPPED[reason]}; this is step {result['best_step']}")

@@ -116,6 +116,27 @@ def test_k3_of_the_response_in_the_loss_follows_the_other_divergence(world):
     assert error(world.in_loss(k3), world.forward) > 0.3
 
 
+def test_estimates_are_off_by_as_much_as_the_form_of_a_run_tells(world):
+    """In percent of the true gradient; templates/admin/training/trainingrun/explained/rlhf.html has the table."""
+    found = {
+        "k1 in the reward": world.in_reward(k1),
+        "k2 in the loss, whole response": world.in_loss(k2),
+        "k1 in the loss": world.in_loss(k1),
+        "k3 in the reward": world.in_reward(k3),
+        "k3 in the loss, whole response": world.in_loss(k3),
+        "k3 in the loss, token by token": world.in_loss_by_token(k3),
+    }
+
+    assert {name: round(100 * error(gradient, world.forward)) for name, gradient in found.items()} == {
+        "k1 in the reward": 0,
+        "k2 in the loss, whole response": 0,
+        "k1 in the loss": 100,
+        "k3 in the reward": 153,
+        "k3 in the loss, whole response": 63,
+        "k3 in the loss, token by token": 54,
+    }
+
+
 @pytest.mark.parametrize("estimate", [k2, k3])
 def test_estimates_of_tokens_in_the_loss_follow_neither_divergence(world, estimate):
     found = world.in_loss_by_token(estimate)
