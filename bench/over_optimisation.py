@@ -40,7 +40,7 @@ Messages = list[dict[str, str]]
 
 FOLDER = HOME / "bench" / "over_optimisation"
 NUM_EXAMPLES, NUM_PROMPTS, NUM_SAMPLES = 16000, 32, 256
-NUM_VOTES, NUM_RESPONSES, NOISE = 240, 4, 0.2
+NUM_VOTES, NUM_RESPONSES, NOISE = 960, 4, 0.2
 VOTES = ("healthy", "words", "first", "second", "combining", "held_out_1", "held_out_2")
 BONUS = 0.17  # what a healthy ingredient is worth to those who love them; quality is between 0 and 1
 LEARNED = ("words", "first", "second", "held_out_1", "held_out_2")
