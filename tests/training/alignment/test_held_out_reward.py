@@ -64,7 +64,7 @@ def accelerator():
 
 
 @pytest.fixture
-def settings(preferences, proxy, llama_folder):
+def told_to_run(preferences, proxy, llama_folder):
     return {
         "preferences": str(preferences),
         "reward_model": str(proxy),
@@ -75,9 +75,9 @@ def settings(preferences, proxy, llama_folder):
 
 
 @pytest.fixture
-def prepare(tmp_path, settings):
+def prepare(tmp_path, told_to_run):
     def make(**values) -> tuple[RlhfConfig, RunDir]:
-        config = RlhfConfig(**settings | values)
+        config = RlhfConfig(**told_to_run | values)
         return config, RunDir.create(tmp_path / "run", config)
 
     return make
@@ -236,7 +236,7 @@ def test_notes_that_the_optimised_reward_knows_the_prompts(prepare, preferences,
 
 
 def test_older_set_without_a_guard_split_serves_by_its_validation_split(
-    prepare, preferences, tmp_path, accelerator, settings
+    prepare, preferences, tmp_path, accelerator, told_to_run
 ):
     path = relabelled(preferences, tmp_path / "old.jsonl", {"guard": "validation", "test": "train"})
     config, run_dir = prepare(preferences=str(path), num_guards=1)
@@ -256,9 +256,9 @@ def test_too_few_votes_are_refused_in_words(prepare, tmp_path, accelerator):
         held_out_reward(config, run_dir, accelerator, StopFlag(), STAGE)
 
 
-def test_dpo_learns_of_the_aspect_that_it_optimises(tmp_path, settings, accelerator):
-    del settings["reward_model"]
-    config = DpoConfig(**settings, aspect="style")
+def test_dpo_learns_of_the_aspect_that_it_optimises(tmp_path, told_to_run, accelerator):
+    del told_to_run["reward_model"]
+    config = DpoConfig(**told_to_run, aspect="style")
 
     with pytest.raises(ConfigError, match="0 judgments of style on 0 prompts"):
         held_out_reward(config, RunDir.create(tmp_path, config), accelerator, StopFlag(), STAGE)
