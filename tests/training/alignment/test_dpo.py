@@ -466,8 +466,7 @@ def test_without_judgments_there_is_nothing_to_learn(prepare, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora_rank", [0, 2])
-@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+@pytest.mark.parametrize(("sharding", "lora_rank"), [("none", 2), ("fsdp", 0)])
 def test_two_processes_learn_what_one_does_and_go_on_where_they_stopped(prepare, sharding, lora_rank):
     """Interrupted after some steps, and taken up again: what each process held a part of comes back."""
     values = {"num_epochs": 4.0, "lora_rank": lora_rank, "check_steps": 4}

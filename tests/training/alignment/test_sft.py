@@ -385,8 +385,7 @@ def test_the_program_fine_tunes_with_adapters_in_packed_rows(llama_folder, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora_rank", [0, 2])
-@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+@pytest.mark.parametrize(("sharding", "lora_rank"), [("none", 0), ("fsdp", 2)])
 def test_two_processes_learn_what_one_does_and_go_on_where_they_stopped(llama_folder, tmp_path, sharding, lora_rank):
     """Interrupted after some steps, and taken up again: what each process held a part of comes back."""
     settings = {
