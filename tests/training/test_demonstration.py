@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 SPLITS = (*("train",) * 6, "validation", "test", "guard", "guard")
-NUM_EXAMPLES = 4000
+NUM_EXAMPLES = 10000
 
 
 def trained(run_dir: RunDir) -> dict[str, Any]:
@@ -95,7 +95,7 @@ ALIGNED = {
 @pytest.mark.parametrize(
     "config",
     [
-        RejectionSamplingConfig(**ALIGNED, num_samples=8, num_epochs=2, learning_rate=1e-3),
+        RejectionSamplingConfig(**ALIGNED, num_samples=8, num_epochs=2, learning_rate=5e-4),
         RlhfConfig(**ALIGNED, algorithm="grpo", num_steps=24, learning_rate=3e-4, check_steps=12),
     ],
     ids=lambda config: config.kind,
