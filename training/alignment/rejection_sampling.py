@@ -35,17 +35,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from scipy.special import stdtrit
 
 from training.alignment import best_of_n
 from training.alignment.config import ConfigError, RejectionSamplingConfig, SampleConfig
 from training.alignment.dpo import fine_tune_on_pairs
+from training.alignment.guard import mean_interval
 from training.alignment.held_out_reward import GIVEN, HeldOut, held_out_reward, part_of, parts
 from training.alignment.policies import load_policy, policy_card, save_policy
 from training.alignment.preferences import (
@@ -59,7 +59,16 @@ from training.alignment.preferences import (
 )
 from training.alignment.reward import Reward, as_json, load_reward, score_cache
 from training.alignment.reward_model import agree, join_processes
-from training.alignment.run_dir import Interrupted, RunDir, StopFlag, Waiting, file_digest, write_json, write_whole
+from training.alignment.run_dir import (
+    Interrupted,
+    RunDir,
+    StopFlag,
+    Waiting,
+    append_lines,
+    file_digest,
+    write_json,
+    write_whole,
+)
 from training.alignment.sampling import chunk_size, read_samples, run_sampling, score, shards, told_beside
 from training.alignment.sft import Example, Stage, best_responses, fine_tune
 from training.alignment.tracking import Tracker
@@ -101,12 +110,8 @@ def run_rejection_sampling(config: RejectionSamplingConfig, run_dir: RunDir, sto
 
 def paired_gain(before: Sequence[float], after: Sequence[float]) -> tuple[float, list[float] | None]:
     """The mean of `after` - `before` over prompts and its 95 % interval by Student's t; none from fewer than two."""
-    gains = [new - old for old, new in zip(before, after, strict=True)]
-    mean = fmean(gains)
-    if len(gains) < 2:
-        return mean, None
-    margin = float(stdtrit(len(gains) - 1, 0.975)) * stdev(gains) / math.sqrt(len(gains))
-    return mean, [mean - margin, mean + margin]
+    mean, half = mean_interval([new - old for old, new in zip(before, after, strict=True)])
+    return mean, None if half is None else [mean - half, mean + half]
 
 
 @dataclass(frozen=True)
@@ -290,7 +295,7 @@ class _Run:
             shares = gather_object([own]) if size > 1 else [own]
             found += (new := [shares[place % size][place // size] for place in range(len(some))])
             if self.accelerator.is_main_process:
-                _append_lines(path, ({"rewards": one} for one in new))
+                append_lines(path, ({"rewards": one} for one in new))
                 self.run_dir.log(step=len(found), phase="curve", progress=CURVE.progress(len(found) / len(rows)))
         return found
 
@@ -620,11 +625,6 @@ def _read_lines(path: Path) -> list[Row]:
         return []
     with path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file if line.endswith("\n")]
-
-
-def _append_lines(path: Path, rows: Iterable[Row]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def _write_lines(path: Path, rows: Iterable[Row]) -> None:
