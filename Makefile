@@ -37,7 +37,7 @@ node_modules/.package-lock.json: package-lock.json | $(BIN)/pip
 
 test: install .venv/.dev
 	@sh tests/system_packages.sh
-	@env -u PLUMBLINE_HOME -u REDIS_URL OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile $(ARGS)
+	@env -u PLUMBLINE_HOME -u REDIS_URL OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/.dev
 	@$(BIN)/ruff format --check .

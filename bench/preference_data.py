@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LLAMA = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 4}
 """14 million parameters with MiniLM's vocabulary."""
+TINY = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
+"""A million, beside its vocabulary."""
 POSITIONS = 2048
 
 
@@ -63,7 +65,9 @@ def minilm() -> Path:
     return Path(get_model_path())
 
 
-def build_llama(tokenizer: "PreTrainedTokenizerBase", folder: Path, seed: int = 0) -> Path:
+def build_llama(
+    tokenizer: "PreTrainedTokenizerBase", folder: Path, seed: int = 0, size: dict[str, int] = LLAMA
+) -> Path:
     """Write a small untrained Llama that ends in one reward, with a tokenizer that has a chat template."""
     import torch
     from transformers import LlamaConfig, LlamaForSequenceClassification
@@ -80,7 +84,7 @@ def build_llama(tokenizer: "PreTrainedTokenizerBase", folder: Path, seed: int = 
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        **LLAMA,
+        **size,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -2,14 +2,15 @@
 
     longer           the longer response wins
     words            Bradley-Terry on bags of words: the floor
-    llama, minilm    a small Llama that starts from nothing; the MiniLM encoder
+    tiny, llama      Llamas of 1 and 11 million parameters beside their vocabulary, which start from nothing
+    minilm           the MiniLM encoder
     *_trl            TRL's RewardTrainer on it, from the same weights, with the same epochs, steps and learning rates
     people           one annotator against the majority of the others, where several judged: the ceiling
 
 No prompt of a test file is in a train file. Prompts that are too long lose their beginning, for TRL too, which would
 otherwise leave such pairs out. There is no validation set and no early stopping on either side: the last weights are
 measured. Of ukpconvarg's 18,954 judgments those of NUM_UKPCONVARG pairs, drawn at random from all debates, are trained
-on, each with all its votes; all the test pairs are measured.
+on, each with all its votes; all the test pairs are measured. PLUMBLINE_BENCH_ITEMS trains on fewer items of any source.
 
 Each model's test scores are kept in PLUMBLINE_HOME under its settings, so a run that was stopped goes on, and parts can
 be run by themselves: PLUMBLINE_BENCH_DATA and PLUMBLINE_BENCH_MODELS name some, PLUMBLINE_BENCH_SEEDS how many seeds
@@ -30,7 +31,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.preference_data import build_llama, minilm, minilm_tokenizer, read_rows, write_preferences
+from bench.preference_data import LLAMA, TINY, build_llama, minilm, minilm_tokenizer, read_rows, write_preferences
 from bench.processes import apart, prepare
 from bench.run import Row, Skipped
 from bench.trl_peer import Settings, Task, encode_pairs, train
@@ -39,9 +40,11 @@ from config.home import HOME
 if TYPE_CHECKING:
     from training.alignment.preferences import RankedResponses
 
-SOURCES = ("hh_harmless", "hh_helpful", "mtbench_human", "ukpconvarg", "alpaca_eval")
+SOURCES = ("hh_harmless", "hh_helpful", "mtbench_human", "ukpconvarg", "alpaca_eval", "finegrained_qa")
 RULES = ("longer", "words")
-BACKBONES = ("llama", "minilm")
+BACKBONES = ("tiny", "llama", "minilm")
+SETTINGS = {"tiny": (1e-3, 1024), "llama": (3e-4, 512), "minilm": (3e-5, 512)}
+"""Peak learning rate, and the most tokens of a prompt with a response."""
 MODELS = tuple(backbone + side for backbone in BACKBONES for side in ("", "_trl"))
 NUM_UKPCONVARG = 1500
 TRL = Settings(batch_size=8)
@@ -60,6 +63,7 @@ class Cell:
     num_epochs: int = 1
     batch_size: int = 16
     max_length: int = 512
+    num_items: int = 0
 
     @property
     def path(self) -> Path:
@@ -92,21 +96,26 @@ def run() -> Iterator[Row]:
 
 def cell_of(source: str, model: str, seed: int) -> Cell:
     """How each model is trained: a pass or two over few judgments is all that does not learn them by heart."""
-    if model.startswith("minilm"):
-        return Cell(source, model, seed, learning_rate=3e-5, num_epochs=2)
-    return Cell(source, model, seed, learning_rate=3e-4, num_epochs=2)
+    learning_rate, max_length = next(told for name, told in SETTINGS.items() if model.startswith(name))
+    return Cell(source, model, seed, learning_rate, num_epochs=2, max_length=max_length, num_items=most_items(source))
 
 
 def num_seeds() -> int:
     return int(os.environ.get("PLUMBLINE_BENCH_SEEDS") or 1)
 
 
+def most_items(source: str) -> int:
+    """How many items at most are trained on; 0 for all."""
+    return int(os.environ.get("PLUMBLINE_BENCH_ITEMS") or (NUM_UKPCONVARG if source == "ukpconvarg" else 0))
+
+
 def training_rows(source: str) -> list[dict[str, Any]]:
     rows = read_rows(source, "train")
-    if source != "ukpconvarg":
-        return rows
     items = sorted({row["meta"]["item"] for row in rows})
-    kept = {*random.Random(0).sample(items, NUM_UKPCONVARG)}
+    most = most_items(source)
+    if not most or most >= len(items):
+        return rows
+    kept = {*random.Random(0).sample(items, most)}
     return [row for row in rows if row["meta"]["item"] in kept]
 
 
@@ -132,9 +141,11 @@ def _train_and_score(cell: Cell) -> tuple[Scores, float]:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        backbone = (
-            build_llama(minilm_tokenizer(), folder / "llama", cell.seed) if cell.backbone == "llama" else minilm()
-        )
+        if cell.backbone == "minilm":
+            backbone = minilm()
+        else:
+            size = TINY if cell.backbone == "tiny" else LLAMA
+            backbone = build_llama(minilm_tokenizer(), folder / "llama", cell.seed, size)
         torch.manual_seed(cell.seed)
         model, tokenizer = load_backbone(str(backbone))  # both sides start from the same head
         model.save_pretrained(folder / "start")
@@ -174,6 +185,9 @@ def _train_here(cell: Cell, folder: Path, test_rows: Sequence[dict[str, Any]]) -
 def _train_with_trl(cell: Cell, folder: Path) -> Path:
     from transformers import AutoTokenizer
 
+    from training.alignment.products import allow_fast_products
+
+    allow_fast_products()  # nobody's speed is measured here
     tokenizer = AutoTokenizer.from_pretrained(folder / "start")
     rankings = write_preferences(training_rows(cell.source), folder / "train.jsonl")
     decided = [ranked for ranked in rankings if ranked.is_decided]

@@ -14,7 +14,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from scipy.stats import rankdata
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -143,6 +142,8 @@ def kendall_w(places: Floats) -> float | None:
     num_annotators, num_responses = places.shape
     if num_annotators < 2 or num_responses < 2:
         return None
+    from scipy.stats import rankdata  # takes most of a second, which every command would wait for
+
     ranks = rankdata(places, axis=1)
     spread = ((ranks.sum(axis=0) - num_annotators * (num_responses + 1) / 2) ** 2).sum()
     largest = num_annotators**2 * (num_responses**3 - num_responses) - num_annotators * _ties(ranks).sum()
@@ -293,6 +294,8 @@ class _Parts:
 
     def _concordance(self, is_list: NDArray[np.bool_]) -> Floats:
         """Kendall's W of each comparison, NaN where it has none."""
+        from scipy.stats import rankdata
+
         found = np.full(self.num, np.nan)
         num_responses = (~np.isnan(self.places)).sum(axis=1)
         for length in np.unique(num_responses[is_list]):

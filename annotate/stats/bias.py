@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -44,6 +43,8 @@ def share(num_yes: int, num: int) -> Share | None:
     """
     if num == 0:
         return None
+    from scipy.stats import binomtest  # takes most of a second, which every command would wait for
+
     test = binomtest(num_yes, num)
     interval = test.proportion_ci(method="wilson")
     return Share(num_yes / num, float(interval.low), float(interval.high), float(test.pvalue), num)

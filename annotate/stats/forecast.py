@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import t
+from scipy.special import stdtrit
 
 MIN_DAYS = 3
 
@@ -34,6 +34,6 @@ def forecast(daily: ArrayLike, num_left: int) -> Forecast | None:
     if len(counts) < MIN_DAYS or not counts.any() or num_left <= 0:
         return None
     rate = float(counts.mean())
-    margin = float(t.ppf(0.975, len(counts) - 1) * counts.std(ddof=1) / np.sqrt(len(counts)))
+    margin = float(stdtrit(len(counts) - 1, 0.975) * counts.std(ddof=1) / np.sqrt(len(counts)))
     latest = num_left / (rate - margin) if rate > margin else None
     return Forecast(rate, num_left / rate, num_left / (rate + margin), latest)

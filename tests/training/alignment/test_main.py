@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.alignment.material import write_length_world, write_rankings
+from tests.training.alignment.material import write_rankings
+from tests.training.alignment.processes import run_by_two
 from training.alignment.__main__ import EXIT_WAITING, OUT_OF_MEMORY, PROGRAMS, in_words, run
 from training.alignment.config import (
     CONFIGS,
@@ -248,65 +249,46 @@ def test_a_trainer_that_is_asked_to_stop_or_killed_goes_on_where_it_was(prepare,
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does(prepare, start, tmp_path):
     preferences = write_rankings(tmp_path / "rankings", num_train=21, num_validation=7, num_test=9)
-    values = {"preferences": str(preferences), "num_epochs": 3.0, "batch_size": 5, "max_tokens": 300}  # the last has 1
+    values = {"preferences": str(preferences), "num_epochs": 3.0, "length": "control", "max_tokens": 300}
+    values["batch_size"] = 5  # the last has 1
     one, two = prepare("one", **values), prepare("two", **values, num_processes=2)
 
-    assert start(one).wait() == 0
+    assert run(one, StopFlag()) == 0
     assert start(two, TWO_PROCESSES).wait() == 0
 
-    for alone, together in zip(curve(one), curve(two), strict=True):
-        assert together == pytest.approx(alone, abs=1e-4)
-    assert two.read_result() == {**one.read_result(), **measured(two)}
-    assert measured(two) == pytest.approx(measured(one), abs=1e-4)
+    assert flat(curve(two)) == pytest.approx(flat(curve(one)), abs=1e-4)
+    assert flat(two.read_result()) == pytest.approx(flat(one.read_result()), abs=1e-4)
     weights, others = (load_file(run_dir.model / "model.safetensors") for run_dir in (one, two))
     for name in weights:
         torch.testing.assert_close(weights[name], others[name], atol=1e-3, rtol=0)
 
 
 @pytest.mark.slow
-def test_processes_that_share_the_weights_learn_what_one_does_and_go_on_where_they_stopped(prepare, start, tmp_path):
+def test_processes_that_share_the_weights_learn_what_one_does_and_go_on_where_they_stopped(prepare, tmp_path):
     """Interrupted after some steps, and taken up again: what each process held a part of comes back."""
     preferences = write_rankings(tmp_path / "rankings", num_train=21, num_validation=7, num_test=9)
-    values = {"preferences": str(preferences), "num_epochs": 6.0, "batch_size": 5, "max_tokens": 300}
+    values = {"preferences": str(preferences), "num_epochs": 6.0, "length": "control", "max_tokens": 300}
+    values["batch_size"] = 5
     one, sharded = prepare("one", **values), prepare("sharded", **values, num_processes=2, sharding="fsdp")
 
-    assert start(one).wait() == 0
-    trainers = start(sharded, TWO_PROCESSES)
-    wait_for_step(sharded, 3)
-    trainers.send_signal(signal.SIGTERM)
-    trainers.wait()
+    assert run(one, StopFlag()) == 0
+    assert run_by_two(sharded, stop_at=3) != 0
     assert sharded.read_result() is None
     assert sharded.checkpoints()
-    assert start(sharded, TWO_PROCESSES).wait() == 0
+    assert run_by_two(sharded) == 0
 
-    for alone, together in zip(curve(one), curve(sharded), strict=True):
-        assert together == pytest.approx(alone, abs=1e-3)
-    assert measured(sharded) == pytest.approx(measured(one), abs=1e-2)
+    assert flat(curve(sharded)) == pytest.approx(flat(curve(one)), abs=1e-3)
+    assert flat(sharded.read_result()) == pytest.approx(flat(one.read_result()), abs=1e-2)
     weights, others = (load_file(run_dir.model / "model.safetensors") for run_dir in (one, sharded))
     for name in weights:
         torch.testing.assert_close(weights[name], others[name], atol=2e-3, rtol=0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["none", "fsdp"])
-def test_processes_agree_on_what_length_counts_for(prepare, start, tmp_path, sharding):
-    preferences = write_length_world(tmp_path / "rankings", 26, overall=3.0)
-    values = {"preferences": str(preferences), "batch_size": 5, "max_tokens": 300, "length": "control"}
-    one, two = prepare("one", **values), prepare("two", **values, num_processes=2, sharding=sharding)
-
-    assert start(one).wait() == 0
-    assert start(two, TWO_PROCESSES).wait() == 0
-
-    assert flat(curve(two)) == pytest.approx(flat(curve(one)), abs=1e-3)
-    alone, together = (run_dir.read_result()["learned"]["nats_per_doubling_of_length"] for run_dir in (one, two))
-    assert together == pytest.approx(alone, abs=1e-3)
-
-
-@pytest.mark.slow
-def test_two_processes_measure_what_one_does(start, tmp_path, reward_model_folder, llama_folder, long_rankings_path):
+def test_two_processes_measure_what_one_does(tmp_path, reward_model_folder, llama_folder, long_rankings_path):
     """Two reward models, and more rankings than are scored at a time."""
     run_dirs = []
-    for num_processes, command in ((1, TRAINER), (2, TWO_PROCESSES)):
+    for num_processes in (1, 2):
         config = EvaluateConfig(
             preferences=str(long_rankings_path),
             reward_model=str(reward_model_folder),
@@ -314,9 +296,10 @@ def test_two_processes_measure_what_one_does(start, tmp_path, reward_model_folde
             num_processes=num_processes,
         )
         run_dirs.append(RunDir.create(tmp_path / str(num_processes), config))
-        assert start(run_dirs[-1], command).wait() == 0
-
     one, two = run_dirs
+    assert run(one, StopFlag()) == 0
+    assert run_by_two(two) == 0
+
     assert curve(two) == curve(one)
     for name in ("scores.jsonl", "other_scores.jsonl"):
         alone, together = (rows_of(run_dir, name) for run_dir in run_dirs)
@@ -330,10 +313,10 @@ def test_two_processes_measure_what_one_does(start, tmp_path, reward_model_folde
 
 
 @pytest.mark.slow
-def test_two_processes_draw_the_curve_that_one_does(start, tmp_path, llama_folder):
+def test_two_processes_draw_the_curve_that_one_does(tmp_path, llama_folder):
     preferences = write_rankings(tmp_path / "rankings", num_train=21, num_validation=7, num_test=9)
     run_dirs = []
-    for num_processes, command in ((1, TRAINER), (2, TWO_PROCESSES)):
+    for num_processes in (1, 2):
         config = LearningCurveConfig(
             preferences=str(preferences),
             backbone=str(llama_folder),
@@ -343,9 +326,10 @@ def test_two_processes_draw_the_curve_that_one_does(start, tmp_path, llama_folde
             num_processes=num_processes,
         )
         run_dirs.append(RunDir.create(tmp_path / str(num_processes), config))
-        assert start(run_dirs[-1], command).wait() == 0
-
     one, two = run_dirs
+    assert run(one, StopFlag()) == 0
+    assert run_by_two(two) == 0
+
     assert flat(curve(two)) == pytest.approx(flat(curve(one)), abs=1e-3)
     assert flat(two.read_result()) == pytest.approx(flat(one.read_result()), abs=1e-3)
     alone, together = (json.loads((run_dir.path / "curve.json").read_text()) for run_dir in run_dirs)
@@ -371,10 +355,6 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
         parts = value.items() if isinstance(value, dict) else enumerate(value)
         return {path: one for key, part in parts for path, one in flat(part, f"{name}.{key}").items()}
     return {name: value}
-
-
-def measured(run_dir: RunDir) -> dict:
-    return {name: run_dir.read_result()[name] for name in ("loss", "validation_loss", "temperature")}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties a process to its parent")

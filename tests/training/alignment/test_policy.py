@@ -1,8 +1,5 @@
 import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +22,7 @@ from tests.training.alignment.enumerable import (
     response_logprobs,
     total_variation,
 )
+from tests.training.alignment.processes import run_by_two
 from training.alignment.config import ConfigError, RlhfConfig
 from training.alignment.guard import Alarm, Guard
 from training.alignment.member_config import LengthRule, RepetitionRule, write_member
@@ -291,16 +289,7 @@ def test_two_processes_train_what_one_does(tmp_path, configured, sharding):
     alone, wanted = trained(tmp_path / "alone", configured(learning_rate=1e-3))
     config = configured(learning_rate=1e-3, num_processes=2, sharding=sharding)
     together = RunDir.create(tmp_path / "together", config)
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-            *("-m", "training.alignment", str(together.path)),
-        ],
-        cwd=Path(__file__).resolve().parents[3],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-        check=True,
-        timeout=300,
-    )
+    assert run_by_two(together) == 0
 
     for one, two in zip(steps_of(alone), steps_of(together), strict=True):
         assert two == pytest.approx(one, abs=1e-3)

@@ -1,10 +1,7 @@
 import dataclasses
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ from scipy.special import expit
 
 from tests.training.alignment.enumerable import LETTERS, MAX_NEW_TOKENS, enumerable_lm, law
 from tests.training.alignment.material import StopAt
+from tests.training.alignment.processes import run_by_two
 from training.alignment.config import ComparePoliciesConfig, ConfigError, DpoConfig, RlhfConfig
 from training.alignment.policies import load_policy, prepare, save_policy
 from training.alignment.policy_comparison import (
@@ -28,8 +26,6 @@ from training.alignment.policy_comparison import (
     shown,
 )
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag
-
-ROOT = Path(__file__).parents[3]
 
 
 def read(path: Path) -> list[dict]:
@@ -319,16 +315,7 @@ def test_report_is_the_same_whatever_the_number_of_processes(compare, llama_fold
     config = dataclasses.replace(alone.config(), num_processes=2)
     together = RunDir.create(tmp_path / "together", config)
 
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-            *("-m", "training.alignment", str(together.path)),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-        check=True,
-        capture_output=True,
-    )
+    assert run_by_two(together) == 0
 
     reports = [json.loads((run_dir.path / "report.json").read_text(encoding="utf-8")) for run_dir in (alone, together)]
     for report in reports:

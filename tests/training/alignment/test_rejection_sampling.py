@@ -1,10 +1,7 @@
 import itertools
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -25,6 +22,7 @@ from tests.training.alignment.enumerable import (
     total_variation,
 )
 from tests.training.alignment.material import StopAt
+from tests.training.alignment.processes import run_by_two
 from training.alignment import best_of_n
 from training.alignment.config import ConfigError, RejectionSamplingConfig, RewardModelConfig, SftConfig
 from training.alignment.generation import sample
@@ -701,16 +699,7 @@ def test_several_processes_keep_the_same_responses(prepare, tmp_path):
     expected = run(prepare, tmp_path / "alone", **values)
     _, run_dir = prepare(tmp_path / "together", **values, num_processes=2)
 
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-            *("-m", "training.alignment", str(run_dir.path)),
-        ],
-        cwd=Path(__file__).resolve().parents[3],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-        check=True,
-        timeout=300,
-    )
+    assert run_by_two(run_dir) == 0
 
     for name in ("round_1/samples.jsonl", "round_1/winners.jsonl", "random_twin/round_1/winners.jsonl", "curve.json"):
         assert (run_dir.path / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name

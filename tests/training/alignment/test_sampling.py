@@ -1,12 +1,10 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.training.alignment.material import StopAt
+from tests.training.alignment.processes import run_by_two
 from training.alignment.config import ConfigError, SampleConfig
 from training.alignment.generation import generate_ids, texts
 from training.alignment.policies import load_policy
@@ -15,7 +13,6 @@ from training.alignment.reward import Scored, load_reward
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag
 from training.alignment.sampling import chunk_size, chunks, read_samples, run_sampling, score, shards
 
-ROOT = Path(__file__).resolve().parents[3]
 DISHES = ("eggs", "rice", "water", "salt", "patience", "the boiled eggs that somebody else cooled", "é")
 PROMPTS = [[{"role": "user", "content": f"How long does {dish} take?"}] for dish in DISHES]
 
@@ -154,16 +151,7 @@ def test_the_data_are_the_same_to_the_last_bit_whatever_the_number_of_processes(
     alone, together = prepare("alone"), prepare("together", num_processes=2)
     result = sample(alone)
 
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-            *("-m", "training.alignment", str(together.path)),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-        check=True,
-        capture_output=True,
-    )
+    assert run_by_two(together) == 0
 
     assert (together.path / "samples.jsonl").read_bytes() == (alone.path / "samples.jsonl").read_bytes()
     told = together.read_result()

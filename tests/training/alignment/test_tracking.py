@@ -1,5 +1,4 @@
 import json
-import subprocess
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -9,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from tests.training.alignment.enumerable import MAX_NEW_TOKENS, PROMPTS, RESPONSES, enumerable_lm, law
-from tests.training.alignment.processes import COMMAND, ENVIRONMENT, PATIENCE, ROOT
+from tests.training.alignment.processes import start_two, wait
 from training.alignment.config import ConfigError, DpoConfig, RlhfConfig
 from training.alignment.generation import Generated
 from training.alignment.guard import Alarm, Check
@@ -407,27 +406,13 @@ def test_tracker_needs_prompts(track):
         track(prompts=[])
 
 
-BY_TWO = """
-import sys
-from pathlib import Path
-
-from tests.training.alignment.enumerable import MAX_NEW_TOKENS, PROMPTS
-from tests.training.alignment.test_tracking import proxy, shortness
-from training.alignment.config import RlhfConfig
-from training.alignment.held_out_reward import HeldOut
-from training.alignment.policies import load_policy
-from training.alignment.reward_model import join_processes
-from training.alignment.run_dir import RunDir
-from training.alignment.tracking import Tracker
-
-reference, policy, folder = map(Path, sys.argv[1:])
-config = RlhfConfig(num_checked=8, max_new_tokens=MAX_NEW_TOKENS, max_length=64, generation_batch_size=16)
-own = {"prompts": PROMPTS, "proxy": proxy, "held_out": HeldOut((shortness(),), "given")}
-tracker = Tracker(config, run_dir=RunDir(folder), accelerator=join_processes(), reference=reference, **own)
-for step, path in enumerate((reference, policy)):
-    tracker.check(step, *load_policy(path))
-tracker.result(1)
-"""
+def check_twice(reference: Path, policy: Path, folder: Path) -> None:
+    config = RlhfConfig(num_checked=8, max_new_tokens=MAX_NEW_TOKENS, max_length=64, generation_batch_size=16)
+    own = {"prompts": PROMPTS, "proxy": proxy, "held_out": HeldOut((shortness(),), "given")}
+    tracker = Tracker(config, run_dir=RunDir(folder), accelerator=join_processes(), reference=reference, **own)
+    for step, path in enumerate((reference, policy)):
+        tracker.check(step, *load_policy(path))
+    tracker.result(1)
 
 
 @pytest.mark.slow
@@ -439,12 +424,8 @@ def test_two_processes_check_as_one_does(tmp_path, track, reference, policy):
     for step, one in enumerate((load_policy(reference), policy)):
         alone.check(step, *one)
     alone.result(1)
-    script = tmp_path / "check.py"
-    script.write_text(BY_TWO)
-    arguments = [str(path) for path in (script, reference, tmp_path / "policy", together)]
 
-    command = [*COMMAND[:-2], *arguments]  # in place of the program of all runs
-    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)}, check=True, timeout=PATIENCE)
+    assert wait(start_two(check_twice, reference, tmp_path / "policy", together)) == 0
 
     assert list(read_checks(RunDir(together))) == alone.checks
     for name in ("samples_before.jsonl", "samples_after.jsonl", "samples/step-000001.jsonl"):
