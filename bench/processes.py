@@ -9,6 +9,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from training.alignment.__main__ import die_with_parent
+
 MIB = 2**20
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -20,10 +22,13 @@ def num_threads() -> int:
 
 
 def apart(function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
-    """What a function of a module returns, called in a new process that computes with `num_threads()`."""
+    """What a function of a module returns, called in a new process that computes with `num_threads()`.
+
+    It dies with this one.
+    """
     os.environ["OMP_NUM_THREADS"] = str(num_threads())
     os.environ["HF_HUB_OFFLINE"] = "1"
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=die_with_parent) as pool:
         return pool.submit(function, *arguments, **named).result()
 
 
