@@ -23,8 +23,10 @@ PLUMBLINE_BENCH_SEEDS tells how many seeds it has (1).
 
 import dataclasses
 import json
+import math
 import os
 import random
+import statistics
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -366,7 +368,7 @@ def _train_policy(path: Path, algorithm: str, reward: str, seed: int) -> None:
         "num_checked": 8,
     }
     if algorithm == "dpo":
-        dpo = DpoConfig(**common, beta=0.05, num_epochs=6, learning_rate=1e-4, check_steps=12)
+        dpo = DpoConfig(**common, beta=0.05, num_epochs=2, learning_rate=2e-4, check_steps=12)
         result = _run(folder, dpo, train_dpo)
     else:
         rlhf = RlhfConfig(
@@ -425,36 +427,49 @@ def _policies(best: str) -> Iterator[Row]:
     print(f"  true quality at KL = {', '.join(f'{kl:g}' for kl in KLS)} nats")
     for reward in (SINGLE, best):
         curve = _Curve(reward)
-        print(f"    best of n, {reward:20}{_at(curve.kl, curve.true.tolist())}")
+        print(f"    best of n, {reward:20}{_shown(_at(curve.kl, curve.true.tolist()))}")
     for algorithm in ALGORITHMS:
         for reward in (SINGLE, best):
-            told = [json.loads(path.read_text()) for path in FOLDER.glob(f"policies/{algorithm}-{reward}-*.json")]
-            for number, one in enumerate(told):
-                kls, true = ([check[name] for check in one["checks"]] for name in ("kl", "true"))
-                kept = (true[-1] - true[0]) / max(max(true) - true[0], 1e-9)
-                guarded = next(check["true"] for check in one["checks"] if check["step"] == one["result"]["best_step"])
-                share = (guarded - true[0]) / max(max(true) - true[0], 1e-9)
-                alarm = f"alarm at step {one['alarm']['step']}" if one["alarm"] else "no alarm"
-                name = f"{algorithm}, {reward}, seed {number}"
-                print(f"    {name:31}{_at(kls, true)}  ends at KL {kls[-1]:.1f} with {true[-1]:.3f}; {alarm}")
-                note = f"{alarm}; the guard's best checkpoint has {share:.2f} of the highest gain"
+            learned_from = reward if algorithm != "dpo" else f"{'healthy' if reward == SINGLE else 'honest'} votes"
+            at_equal_kl, shares = [], []
+            for path in sorted(FOLDER.glob(f"policies/{algorithm}-{reward}-*.json")):
+                told = json.loads(path.read_text())
+                kls, true = ([check[name] for check in told["checks"]] for name in ("kl", "true"))
+                best_step = told["result"]["best_step"]
+                guarded = next(check["true"] for check in told["checks"] if check["step"] == best_step)
+                gain = max(max(true) - true[0], 1e-9)
+                alarm = f"alarm at step {told['alarm']['step']}" if told["alarm"] else "no alarm"
+                name = f"{algorithm}, {learned_from}, seed {path.stem.rpartition('-')[2]}"
+                at_equal_kl.append(_at(kls, true))
+                shares.append(told["result"].get("reward_share", math.nan))
+                ends = f"ends at KL {kls[-1]:.1f} with {true[-1]:.3f}; highest {max(true):.3f}; {alarm}"
+                print(f"    {name:31}{_shown(at_equal_kl[-1])}  {ends}")
+                note = f"{alarm}; the guard's best checkpoint has {(guarded - true[0]) / gain:.2f} of the highest gain"
                 curves = {"kl": kls, "true": true}
                 aim = KEPT_AIM if reward == best else 0.0
-                yield Row(f"{name}, gain kept", true[-1], max(true), "quality", kept, aim, curves, note)
-            if told:
-                shares = np.array([one["result"].get("reward_share", np.nan) for one in told])
-                if np.isfinite(shares).any():
-                    print(f"      of a step, scoring takes {np.nanmean(shares):.1%}")
+                yield Row(
+                    f"{name}, gain kept", true[-1], max(true), "quality", (true[-1] - true[0]) / gain, aim, curves, note
+                )
+            if not shares:
+                continue
+            reached = [[value for value in values if value is not None] for values in zip(*at_equal_kl, strict=True)]
+            means = [statistics.fmean(values) if values else None for values in reached]
+            print(f"      mean of those that get there {_shown(means)}")
+            if np.isfinite(shares).any():
+                print(f"      of a step, scoring takes {np.nanmean(shares):.1%}")
 
 
-def _at(kls: Sequence[float], values: Sequence[float]) -> str:
+def _at(kls: Sequence[float], values: Sequence[float]) -> list[float | None]:
     """Values between neighbours, in the order of steps; where a KL is not reached, nothing."""
     import numpy as np
 
-    found = []
+    found: list[float | None] = []
     for kl in KLS:
-        places = [place for place in range(1, len(kls)) if kls[place - 1] <= kl <= kls[place]]
-        if places:
-            near = slice(places[0] - 1, places[0] + 1)
-            found.append(f"{np.interp(kl, kls[near], values[near]):.3f}")
-    return "".join(f"{text:>8}" for text in [*found, *["-"] * (len(KLS) - len(found))])
+        place = next((place for place in range(1, len(kls)) if kls[place - 1] <= kl <= kls[place]), None)
+        near = slice(place - 1, place + 1) if place else None
+        found.append(float(np.interp(kl, kls[near], values[near])) if near else None)
+    return found
+
+
+def _shown(values: Sequence[float | None]) -> str:
+    return "".join(f"{'-' if value is None else f'{value:.3f}':>8}" for value in values)
