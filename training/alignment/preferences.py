@@ -10,8 +10,8 @@ The papers' *completion* is a `response` here.
 import dataclasses
 import hashlib
 import json
-import math
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from training.alignment.config import ConfigError
+from training.alignment.config import KINDS, ConfigError
 
 Messages = Sequence[Mapping[str, str]]
 ROLES = ("system", "user", "assistant")
@@ -150,11 +150,23 @@ def read_responses(path: Path) -> Iterator[PromptedResponses]:
     return _read(path, "responses", _prompted)
 
 
+def read_prompts(path: Path) -> Iterator[Messages]:
+    """Prompts alone, from lines of {"prompt": messages or text}, in their order; a text is one message of the user's.
+
+    Raises:
+        ConfigError: a line holds none; the message tells the line and the field.
+    """
+    return _read(path, "prompts", _prompt)
+
+
 def _read(path: Path, field: str, read: Callable[[dict[str, Any]], Row]) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="surrogateescape") as file:  # a byte that is wrong is told by its line
         for number, line in enumerate(file, start=1):
             try:
-                yield read(json.loads(line))
+                row = json.loads(line.encode("utf-8", "surrogateescape").decode("utf-8"))
+                if not isinstance(row, dict):
+                    raise ValueError("is no object with fields")
+                yield read(row)
             except (KeyError, TypeError, ValueError) as error:
                 wrong = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
                 raise ConfigError(f"{field}: line {number}: {wrong}") from error
@@ -263,71 +275,119 @@ def _ranked(row: dict[str, Any]) -> RankedResponses:
     if "chosen" in row:
         row = _from_pair(row)
     ranked = RankedResponses(
-        prompt=[_message(message) for message in row["prompt"]],
-        responses=tuple(_text(response["content"], "responses") for response in row["responses"]),
-        ranking=tuple(tuple(group) for group in row["ranking"]),
+        prompt=_prompt(row),
+        responses=_responses(row["responses"]),
+        ranking=tuple(_places(group, "ranking: a group") for group in _list(row["ranking"], "ranking")),
         aspect=_text(row.get("aspect", "overall"), "aspect"),
-        annotator=_optional(row, "annotator", str),
-        split=_optional(row, "split", str),
-        id=None if row.get("id") is None else str(row["id"]),
+        annotator=_optional_text(row, "annotator"),
+        split=_optional_text(row, "split"),
+        id=None if row.get("id") is None else _without_surrogates(str(row["id"])),
         strength=_optional(row, "strength", int),
-        all_bad=row.get("all_bad", False),
-        bad=tuple((row.get("meta") or {}).get("bad", ())),
-        source=_optional(row, "source", str) or _optional(row, "subset", str),
+        all_bad=_optional(row, "all_bad", bool) or False,
+        bad=_bad(row.get("meta")),
+        source=_optional_text(row, "source") or _optional_text(row, "subset"),
         weight=_weight(row.get("weight", 1.0)),
-        edited=_optional(row, "edited", str),
+        edited=_optional_text(row, "edited"),
     )
-    ranked_places = [place for group in ranked.ranking for place in group]
-    if not ranked.prompt:
-        raise ValueError("prompt: is empty")
-    if len(set(ranked_places)) < len(ranked_places) or not set(ranked_places) <= set(range(len(ranked.responses))):
-        raise ValueError(f"ranking: {row['ranking']} does not hold each of {len(ranked.responses)} responses once")
+    ranked_places, places = [place for group in ranked.ranking for place in group], range(len(ranked.responses))
+    if len(set(ranked_places)) < len(ranked_places) or not set(ranked_places) <= set(places):
+        raise ValueError(f"ranking: {row['ranking']} does not hold each of {len(places)} responses once")
     if not all(ranked.ranking):
         raise ValueError("ranking: a group is empty")
+    if not set(ranked.bad) <= set(places):
+        raise ValueError(f"meta: bad: {list(ranked.bad)} are not places of the {len(places)} responses")
     return ranked
 
 
 def _prompted(row: dict[str, Any]) -> PromptedResponses:
-    responses = [row["response"]] if "response" in row else row["responses"]
-    prompted = PromptedResponses(
-        prompt=[_message(message) for message in _messages(row["prompt"], "user")],
-        responses=tuple(_text(one["content"] if isinstance(one, dict) else one, "responses") for one in responses),
-        id=row.get("id"),
+    given = row.get("id")
+    return PromptedResponses(
+        prompt=_prompt(row),
+        responses=_responses([row["response"]] if "response" in row else row["responses"]),
+        id=_without_surrogates(given) if isinstance(given, str) else given,
     )
-    if not prompted.prompt or not prompted.responses:
-        raise ValueError(f"{'responses' if prompted.prompt else 'prompt'}: is empty")
-    return prompted
 
 
 def _from_pair(row: dict[str, Any]) -> dict[str, Any]:
     """A row of prompt, chosen and rejected, as RewardBench and TRL write it: texts, or whole conversations."""
-    chosen, rejected = (_messages(row[name], "assistant") for name in ("chosen", "rejected"))
-    prompt = _messages(row["prompt"], "user") if "prompt" in row else chosen[:-1]
-    responses = [conversation[-1] for conversation in (chosen, rejected)]
+    chosen, rejected = (_messages(row[name], "assistant", name) for name in ("chosen", "rejected"))
+    prompt = row["prompt"] if "prompt" in row else chosen[:-1]
+    responses = [
+        _content(conversation[-1], name) for name, conversation in (("chosen", chosen), ("rejected", rejected))
+    ]
     return {**row, "prompt": prompt, "responses": responses, "ranking": [[0], [1]]}
 
 
-def _messages(value: Any, role: str) -> list[dict[str, str]]:
-    return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
+def _prompt(row: dict[str, Any]) -> list[dict[str, str]]:
+    return [_message(message) for message in _messages(row["prompt"], "user", "prompt")]
+
+
+def _messages(value: Any, role: str, field: str) -> list[Any]:
+    """A conversation, of which at least one message is there; a text is one message of that role."""
+    messages = [{"role": role, "content": value}] if isinstance(value, str) else _list(value, field)
+    if not messages:
+        raise ValueError(f"{field}: is empty")
+    return messages
+
+
+def _message(message: Any) -> dict[str, str]:
+    content = _content(message, "prompt")
+    if message.get("role") not in ROLES:  # a template may put the role's name into a special token
+        raise ValueError(f"prompt: {message.get('role')!r} is not one of {', '.join(ROLES)}")
+    return {"role": message["role"], "content": content}
+
+
+def _responses(value: Any) -> tuple[str, ...]:
+    """Texts, or messages with such."""
+    if value == []:
+        raise ValueError("responses: is empty")
+    return tuple(
+        _content(one, "responses") if isinstance(one, dict) else _text(one, "responses")
+        for one in _list(value, "responses")
+    )
+
+
+def _content(message: Any, field: str) -> str:
+    if not isinstance(message, dict):
+        raise ValueError(f"{field}: {message!r} is no message")
+    if "content" not in message:
+        raise ValueError(f"{field}: content is missing")
+    return _text(message["content"], field)
+
+
+def _bad(meta: Any) -> tuple[int, ...]:
+    """Other programs keep in `meta` what they like."""
+    return _places(meta["bad"], "meta: bad:") if isinstance(meta, dict) and meta.get("bad") else ()
+
+
+def _places(value: Any, field: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or any(type(place) is not int for place in value):
+        raise ValueError(f"{field} {value!r} is no list of whole numbers")
+    return tuple(value)
+
+
+def _list(value: Any, field: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{field}: {value!r} is no list")
+    return value
 
 
 def _optional(row: dict[str, Any], field: str, kind: type[Value]) -> Value | None:
     value = row.get(field)
     if value is not None and type(value) is not kind:
-        raise ValueError(f"{field}: {value!r} is not {'text' if kind is str else 'a whole number'}")
+        raise ValueError(f"{field}: {value!r} is not {KINDS[kind]}")
     return value
 
 
+def _optional_text(row: dict[str, Any], field: str) -> str | None:
+    value = _optional(row, field, str)
+    return None if value is None else _without_surrogates(value)
+
+
 def _weight(value: Any) -> float:
-    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+    if type(value) not in {int, float} or not 0 <= value <= sys.float_info.max:
         raise ValueError(f"weight: {value!r} is not a number from 0 on")
     return float(value)
-
-
-def _message(message: dict[str, str]) -> dict[str, str]:
-    if message["role"] not in ROLES:  # a template may put the role's name into a special token
-        raise ValueError(f"prompt: {message['role']!r} is not one of {', '.join(ROLES)}")
-    return {"role": message["role"], "content": _text(message["content"], "prompt")}
 
 
 def _text(value: Any, field: str) -> str:

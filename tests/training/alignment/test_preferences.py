@@ -13,7 +13,9 @@ from training.alignment.preferences import (
     encode_prompt,
     pairs,
     prompt_key,
+    read_prompts,
     read_rankings,
+    read_responses,
 )
 
 PROMPT = [{"role": "user", "content": "How long does rice take?"}]
@@ -105,8 +107,24 @@ def test_rankings_of_one_split_or_one_aspect(tmp_path):
         ({"prompt": []}, "prompt: is empty"),
         ({"prompt": [{"role": "end", "content": ""}]}, "prompt: 'end' is not one of system, user, assistant"),
         ({"prompt": [{"role": "user", "content": None}]}, "prompt: must be text, not None"),
-        ({"prompt": [{"role": "user"}]}, "content is missing"),
+        ({"prompt": [{"role": "user"}]}, "prompt: content is missing"),
+        ({"prompt": ["Hi"]}, "prompt: 'Hi' is no message"),
+        ({"prompt": 5}, "prompt: 5 is no list"),
         ({"responses": [{"content": 5}]}, "responses: must be text, not 5"),
+        ({"responses": [{"role": "assistant"}]}, "responses: content is missing"),
+        ({"responses": "Yes"}, "responses: 'Yes' is no list"),
+        ({"responses": [], "ranking": []}, "responses: is empty"),
+        ({"ranking": [[0], [1.0]]}, "ranking: a group [1.0] is no list of whole numbers"),
+        ({"ranking": [[0], [True]]}, "ranking: a group [True] is no list of whole numbers"),
+        ({"ranking": [0, 1]}, "ranking: a group 0 is no list of whole numbers"),
+        ({"ranking": "01"}, "ranking: '01' is no list"),
+        ({"meta": {"bad": "two"}}, "meta: bad: 'two' is no list of whole numbers"),
+        ({"meta": {"bad": [3]}}, "meta: bad: [3] are not places of the 3 responses"),
+        ({"chosen": [], "rejected": "No."}, "chosen: is empty"),
+        ({"chosen": "Yes.", "rejected": [{"role": "assistant"}]}, "rejected: content is missing"),
+        ({"all_bad": "no"}, "all_bad: 'no' is not true or false"),
+        ({"weight": True}, "weight: True is not a number from 0 on"),
+        ({"weight": 10**400}, f"weight: {10**400} is not a number from 0 on"),
     ],
 )
 def test_a_line_that_is_no_ranking_is_named(tmp_path, wrong, message):
@@ -124,6 +142,88 @@ def test_a_line_that_is_no_json_is_named(tmp_path):
 
     with pytest.raises(ConfigError, match=r"^preferences: line 2: Expecting value"):
         list(read_rankings(path))
+
+
+def test_a_line_that_is_no_utf_8_or_no_object_is_named(tmp_path):
+    path = write(tmp_path / "preferences.jsonl", row())
+    first = path.read_bytes()
+
+    path.write_bytes(first + b'{"prompt": "\xff"}\n')
+    with pytest.raises(ConfigError, match=r"^preferences: line 2: 'utf-8' codec can't decode byte 0xff"):
+        list(read_rankings(path))
+    path.write_bytes(first + b"[1]\n")
+    with pytest.raises(ConfigError, match=r"^preferences: line 2: is no object with fields$"):
+        list(read_rankings(path))
+
+
+def test_texts_stand_for_messages(tmp_path):
+    path = write(tmp_path / "preferences.jsonl", row(prompt="How long?", responses=["one", "two", "three"]))
+
+    (ranked,) = read_rankings(path)
+
+    assert ranked == RankedResponses(
+        [{"role": "user", "content": "How long?"}], ("one", "two", "three"), ((1,), (0, 2))
+    )
+
+
+def test_what_other_programs_keep_in_meta_is_left_unread(tmp_path):
+    path = write(tmp_path / "preferences.jsonl", row(meta="from reddit"), row(meta=["bad"]), row(meta={"bad": None}))
+
+    assert [ranked.bad for ranked in read_rankings(path)] == [(), (), ()]
+
+
+def test_names_lose_what_utf_8_cannot_carry_as_texts_do(tmp_path):
+    told = dict.fromkeys(("id", "subset", "annotator", "split", "aspect", "edited"), "x\ud83c")
+    path = write(tmp_path / "preferences.jsonl", row(**told))
+
+    (ranked,) = read_rankings(path)
+    (prompted,) = read_responses(path)
+
+    assert (ranked.id, ranked.source, ranked.annotator, ranked.split, ranked.aspect, ranked.edited) == ("x?",) * 6
+    assert prompted.id == "x?"
+
+
+def test_prompts_are_read_alone(tmp_path):
+    path = write(tmp_path / "prompts.jsonl", {"prompt": CHAT, "id": 5}, {"prompt": "And \ud83c rice?"})
+
+    assert list(read_prompts(path)) == [CHAT, [{"role": "user", "content": "And ? rice?"}]]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({}, "prompt is missing"),
+        ({"prompt": []}, "prompt: is empty"),
+        ({"prompt": {"role": "user", "content": "Hi"}}, "prompt: {'role': 'user', 'content': 'Hi'} is no list"),
+        ({"prompt": [{"content": "Hi"}]}, "prompt: None is not one of system, user, assistant"),
+        ({"prompt": [{"role": "user", "content": ["Hi"]}]}, "prompt: must be text, not ['Hi']"),
+    ],
+)
+def test_a_line_that_holds_no_prompt_is_named(tmp_path, wrong, message):
+    path = write(tmp_path / "prompts.jsonl", {"prompt": "Hi"}, wrong)
+
+    with pytest.raises(ConfigError) as refused:
+        list(read_prompts(path))
+
+    assert str(refused.value) == f"prompts: line 2: {message}"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"responses": "Yes"}, "responses: 'Yes' is no list"),
+        ({"responses": []}, "responses: is empty"),
+        ({"responses": [5]}, "responses: must be text, not 5"),
+        ({"response": None}, "responses: must be text, not None"),
+    ],
+)
+def test_a_line_that_holds_no_responses_is_named(tmp_path, wrong, message):
+    path = write(tmp_path / "responses.jsonl", {"prompt": "Hi", **wrong})
+
+    with pytest.raises(ConfigError) as refused:
+        list(read_responses(path))
+
+    assert str(refused.value) == f"responses: line 1: {message}"
 
 
 def test_pairs_are_those_that_a_ranking_orders_strictly():
