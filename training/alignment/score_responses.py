@@ -88,7 +88,7 @@ def _by_aspect(reward: Reward, rows: Sequence[PromptedResponses]) -> dict[str, l
         return {aspect: reward.score_prompts(rows, aspect) for aspect in reward.aspects}
     scored = iter(model.score_aspects([row for row in rows for _ in reward.aspects], [*reward.aspects] * len(rows)))
     by_row = [[next(scored) for _ in reward.aspects] for _ in rows]  # one pass: equal texts are computed once
-    return dict(zip(reward.aspects, map(list, zip(*by_row, strict=True)), strict=True))
+    return {aspect: [row[head] for row in by_row] for head, aspect in enumerate(reward.aspects)}
 
 
 def _resume(target: Path, is_main: bool) -> int:

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from tests.training.alignment.material import StopAt
+from tests.training.alignment.processes import run_by_two
 from training.alignment.__main__ import dispatch
 from training.alignment.config import ConfigError, ScoreConfig
 from training.alignment.preferences import read_rankings
@@ -84,12 +85,16 @@ def test_a_line_without_responses_is_named(run_dir, tmp_path, reward_model_folde
     assert str(refused.value) == message
 
 
-def test_heads_of_several_aspects_are_all_told(tmp_path, long_rankings_path, llama_folder):
+def two_headed(tmp_path, llama_folder) -> str:
     model, tokenizer = load_backbone(str(llama_folder), num_heads=2)
     model.config.update({"reward_aspects": ["overall", "style"], "reward_mean": [0.0, 1.0], "reward_std": [1.0, 2.0]})
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    config = ScoreConfig(responses=str(long_rankings_path), reward_model=str(tmp_path / "model"))
+    return str(tmp_path / "model")
+
+
+def test_heads_of_several_aspects_are_all_told(tmp_path, long_rankings_path, llama_folder):
+    config = ScoreConfig(responses=str(long_rankings_path), reward_model=two_headed(tmp_path, llama_folder))
     run_dir = RunDir.create(tmp_path / "run", config)
 
     score(run_dir, StopFlag())
@@ -97,3 +102,18 @@ def test_heads_of_several_aspects_are_all_told(tmp_path, long_rankings_path, lla
     told = lines(run_dir)[0]
     assert told["aspects"].keys() == {"overall", "style"}
     assert told["aspects"]["overall"] == told["scores"] != told["aspects"]["style"]
+
+
+def test_a_process_may_have_no_line_of_the_last_chunk(tmp_path, llama_folder):
+    path = tmp_path / "responses.jsonl"
+    path.write_text(
+        "".join(json.dumps({"id": str(n), "prompt": "Eggs?", "response": "No."}) + "\n" for n in range(257))
+    )
+    config = ScoreConfig(responses=str(path), reward_model=two_headed(tmp_path, llama_folder), num_processes=2)
+    run_dir = RunDir.create(tmp_path / "run", config)
+
+    assert run_by_two(run_dir) == 0
+
+    told = lines(run_dir)
+    assert [line["id"] for line in told] == [row["id"] for row in rows]
+    assert told[-1]["aspects"].keys() == {"overall", "style"}
