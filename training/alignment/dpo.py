@@ -26,7 +26,6 @@ IPO, M. G. Azar et al., "A general theoretical paradigm to understand learning f
 import dataclasses
 import json
 import math
-import random
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -74,8 +73,6 @@ from training.alignment.preferences import (
     Preference,
     PromptedResponses,
     RankedResponses,
-    distinct_prompts,
-    drawn,
     read_rankings,
 )
 from training.alignment.reward_model import agree, join_processes
@@ -89,7 +86,7 @@ from training.alignment.run_dir import (
     write_json,
     write_whole,
 )
-from training.alignment.tracking import Tracker
+from training.alignment.tracking import Tracker, held_out_prompts
 from training.alignment.trainers import WHOLE_RUN, Report, RunDirTrainer, Stage, order_of_training
 
 HELD_OUT, TRAIN = Stage("held_out", 0.0, 0.3), Stage("train", 0.3, 0.98)
@@ -159,10 +156,11 @@ def train_dpo(config: DpoConfig, run_dir: RunDir, stop: StopFlag) -> dict[str, A
     decided = [ranked for ranked in train if ranked.is_decided]
     if not decided:
         raise ConfigError(f"preferences: no training ranking of {config.aspect} puts one response above another")
+    prompts = held_out_prompts(config, path)
     held_out = held_out_reward(config, run_dir, accelerator, stop, HELD_OUT)
     train_stage = dataclasses.replace(TRAIN, start=0.0) if config.held_out_reward_model else TRAIN
     training = _Training(config, config.policy, decided, run_dir=run_dir, stop=stop, stage=train_stage)
-    watch = _Watch(config, training, held_out)
+    watch = _Watch(config, training, prompts, held_out)
     watch.check(0)
     training.run(watch)
     policy = watch.save()
@@ -507,17 +505,16 @@ class _Trainer(RunDirTrainer):
 class _Watch:
     """Checks at intervals; keeps the best policy so far, and says when to stop."""
 
-    def __init__(self, config: DpoConfig, training: _Training, held_out: HeldOut) -> None:
+    def __init__(self, config: DpoConfig, training: _Training, prompts: Sequence[Messages], held_out: HeldOut) -> None:
         self.config, self.training = config, training
         self.best = training.run_dir.path / BEST
         self.policy = training.model  # that is being checked
-        path = training.run_dir.resolve(config.preferences)
         self.tracker = Tracker(
             config,
             run_dir=training.run_dir,
             accelerator=training.accelerator,
             reference=(training.reference[0], training.tokenizer),
-            prompts=drawn(distinct_prompts(path, "test"), config.num_held_out_prompts, random.Random(config.seed)),
+            prompts=prompts,
             proxy=lambda prompts: training.score(self.policy, prompts),
             held_out=held_out,
         )

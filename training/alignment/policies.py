@@ -10,6 +10,7 @@ Weights are read from safetensors only, never by running code that comes with th
 
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.hub import cached_file
 
 from training.alignment.config import ConfigError, DpoConfig, PolicyConfig
+from training.alignment.preferences import encode
 from training.alignment.products import round_products
 from training.alignment.reward import named, placed
 from training.alignment.run_dir import replace_folder, write_json, write_whole
@@ -34,6 +36,7 @@ from training.alignment.weights import ADAPTER, WHOLE, classifier_state
 ADAPTERS, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE = "base_model_name_or_path"
 TOKENIZER = "tokenizer_config.json"
+PROBE_LENGTH = 4096  # tokens; some templates begin with a page of instructions
 Policy = PreTrainedModel | PeftModel
 
 # What a card says.
@@ -80,6 +83,9 @@ BEWARE = """## Biases and limits
 def load_policy(policy: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in single precision and its tokenizer, which pads with its end where it has no padding.
 
+    What it writes ends where its generation settings say, and where its chat template closes a response, which is what
+    training teaches: a base model's settings often name another token.
+
     Args:
         policy: a folder or a Hugging Face id, of a whole model or of adapters.
 
@@ -90,6 +96,10 @@ def load_policy(policy: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenize
     model, tokenizer = _load(str(policy))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    told = model.generation_config.eos_token_id
+    ends = told if isinstance(told, list) else [end for end in (told, tokenizer.eos_token_id) if end is not None][:1]
+    if missing := [end for end in _closing(tokenizer) if end not in ends]:
+        model.generation_config.eos_token_id = [*ends, *missing]
     return model, tokenizer
 
 
@@ -193,6 +203,22 @@ def save_policy(
         accelerator.wait_for_everyone()
 
 
+def move_policy(folder: Path, place: Path) -> None:
+    """Put a policy that was saved in `folder` into another place, where adapters still name what they change."""
+    if not is_adapter(folder):
+        folder.rename(place)
+        return
+    base = placed(folder, _base_name(str(folder), folder / ADAPTERS))
+
+    def write(scratch: Path) -> None:
+        shutil.copytree(folder, scratch, dirs_exist_ok=True)
+        told = json.loads((scratch / ADAPTERS).read_text(encoding="utf-8"))
+        write_json(scratch / ADAPTERS, told | {BASE: named(base, place)})
+
+    replace_folder(place, write)
+    shutil.rmtree(folder)
+
+
 def policy_card(config: PolicyConfig, result: Mapping[str, Any], *, digest: str = "") -> str:
     """The model card of a policy, which `save_policy` puts beside it: Markdown with the metadata that hubs read.
 
@@ -213,6 +239,15 @@ def policy_card(config: PolicyConfig, result: Mapping[str, Any], *, digest: str 
 def is_adapter(policy: str | Path) -> bool:
     """Whether a folder or a Hugging Face id is one of adapters."""
     return _file_of(str(policy), ADAPTERS) is not None
+
+
+def _closing(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special token that comes last after a response, if any."""
+    try:
+        closed = encode(tokenizer, [{"role": "user", "content": "?"}], "!", PROBE_LENGTH)
+    except ConfigError:  # its template wants another conversation
+        return []
+    return [token for token in closed.ids[closed.num_prompt_tokens :] if token in tokenizer.all_special_ids][-1:]
 
 
 def _what(config: PolicyConfig) -> str:

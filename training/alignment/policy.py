@@ -58,6 +58,7 @@ from trl.trainer.utils import add_fused_lm_head, pad
 from training.alignment.config import ConfigError, RlhfConfig
 from training.alignment.generation import Generated, Generator, texts
 from training.alignment.held_out_reward import held_out_reward
+from training.alignment.implicit_reward import require_same_tokens
 from training.alignment.kl import AdaptiveKl, response_log_ratio
 from training.alignment.objectives import Baseline, Floats, Objectives
 from training.alignment.policies import load_policy, policy_card, prepare, save_policy, trainer_arguments
@@ -65,7 +66,6 @@ from training.alignment.preferences import (
     Messages,
     PromptedResponses,
     distinct_prompts,
-    drawn,
     encode_prompt,
     prompt_key,
 )
@@ -73,7 +73,7 @@ from training.alignment.reward import load_reward, score_cache
 from training.alignment.reward_model import agree, join_processes
 from training.alignment.reward_net import fit_length
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag, file_digest, replace_folder, write_json
-from training.alignment.tracking import Tracker
+from training.alignment.tracking import Tracker, held_out_prompts
 from training.alignment.trainers import Report, RunDirTrainer, Stage
 from training.alignment.vllm_engine import has_vllm
 
@@ -125,8 +125,7 @@ class _Run:
         self.config, self.run_dir, self.stop, self.accelerator = config, run_dir, stop, accelerator
         self.preferences = run_dir.resolve(config.preferences)
         self.prompts = distinct_prompts(self.preferences, "train")
-        rng = random.Random(config.seed)
-        self.held_out_prompts = drawn(distinct_prompts(self.preferences, "test"), config.num_held_out_prompts, rng)
+        self.held_out_prompts = held_out_prompts(config, self.preferences)
         if not self.prompts:
             raise ConfigError("preferences: the train split has no prompt to answer")
 
@@ -161,7 +160,12 @@ class _Run:
         reference = None
         if config.reference_policy or not config.lora_rank:
             held_to = self.run_dir.locate(config.reference_policy) if config.reference_policy else name
-            reference = prepare(load_policy(held_to)[0], replace(config, lora_rank=0)).requires_grad_(False).eval()
+            held, other = load_policy(held_to)
+            require_same_tokens(tokenizer, other)
+            own, limit = (fit_length(config.max_length, model, tokenizer) for model in (loaded, held))
+            if limit < own:
+                raise ConfigError(f"max_length: the reference policy takes {limit} tokens at most")
+            reference = prepare(held, replace(config, lora_rank=0)).requires_grad_(False).eval()
         kind = RlooTrainer if config.algorithm == "rloo" else GrpoTrainer
         trainer = kind(
             config=config,

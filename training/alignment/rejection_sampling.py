@@ -47,7 +47,7 @@ from training.alignment.config import ConfigError, RejectionSamplingConfig, Samp
 from training.alignment.dpo import fine_tune_on_pairs
 from training.alignment.guard import mean_interval
 from training.alignment.held_out_reward import GIVEN, HeldOut, held_out_reward, part_of, parts
-from training.alignment.policies import load_policy, policy_card, save_policy
+from training.alignment.policies import load_policy, move_policy, policy_card, save_policy
 from training.alignment.preferences import (
     Messages,
     Preference,
@@ -71,7 +71,7 @@ from training.alignment.run_dir import (
 )
 from training.alignment.sampling import chunk_size, read_samples, run_sampling, score, shards, told_beside
 from training.alignment.sft import Example, Stage, best_responses, fine_tune
-from training.alignment.tracking import Tracker
+from training.alignment.tracking import Tracker, held_out_prompts
 
 CURVE_RESPONSES = 4096  # at most so many are graded for the curve
 GRADED_TOGETHER = 512  # responses graded between two looks at the stop flag
@@ -136,13 +136,9 @@ class _Run:
     def __init__(self, config: RejectionSamplingConfig, run_dir: RunDir, stop: StopFlag, accelerator: Accelerator):
         self.config, self.run_dir, self.stop, self.accelerator = config, run_dir, stop, accelerator
         self.preferences = run_dir.resolve(config.preferences)
-        self.held_out_prompts = drawn(
-            distinct_prompts(self.preferences, "test"), config.num_held_out_prompts, random.Random(config.seed)
-        )
+        self.held_out_prompts = held_out_prompts(config, self.preferences)
         if not distinct_prompts(self.preferences, "train"):
             raise ConfigError("preferences: the train split has no prompt to sample")
-        if not self.held_out_prompts:
-            raise ConfigError("preferences: the test split has no prompt to compare on")
 
     def result(self) -> dict[str, Any]:
         config, tracker = self.config, self.tracker
@@ -206,7 +202,7 @@ class _Run:
             rounds.append(told)
             self._check(tracker, number, str(line.folder(number) / "model"), part.end)
             if self.accelerator.is_main_process:
-                line.remove_models(but={number, tracker.best_step})
+                line.remove_models(before=number, but=tracker.best_step)
             self.accelerator.wait_for_everyone()
             if tracker.alarm is not None and tracker.alarm.step <= number and self.config.guard == "stop":
                 break
@@ -226,11 +222,11 @@ class _Run:
         line, is_main = _Line(self, self.run_dir.path), self.accelerator.is_main_process
         if is_main and not self.run_dir.model.exists():
             if step:
-                (line.folder(step) / "model").rename(self.run_dir.model)
+                move_policy(line.folder(step) / "model", self.run_dir.model)
             else:
                 save_policy(*load_policy(self.run_dir.locate(self.config.policy)), self.run_dir.model)
         if is_main:
-            line.remove_models(but=set())
+            line.remove_models(before=self.config.num_rounds + 1)
         self.accelerator.wait_for_everyone()
 
     def _twin(self, tracker: Tracker, num_rounds: int) -> dict[str, Any]:
@@ -243,12 +239,12 @@ class _Run:
         model = folder / "model"
         for number in range(1, num_rounds + 1):
             if line.round(number, part_of(TWIN, number - 1, num_rounds)) is None:
-                raise ConfigError("has_random_twin: the random twin gives only empty responses")
+                raise ConfigError(f"has_random_twin: nothing can be kept of the twin's responses in round {number}")
             if self.accelerator.is_main_process:
-                line.remove_models(but={number})
+                line.remove_models(before=number)
             self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process and not model.exists():
-            (line.folder(num_rounds) / "model").rename(model)
+            move_policy(line.folder(num_rounds) / "model", model)
         self.accelerator.wait_for_everyone()
         self._check(own, num_rounds, str(model), TWIN.end)
         policy = next(check for check in tracker.checks if check.step == num_rounds)
@@ -331,10 +327,11 @@ class _Line:
     def folder(self, number: int) -> Path:
         return self.path / f"round_{number}"
 
-    def remove_models(self, but: set[int]) -> None:
-        for folder in self.path.glob("round_*"):
-            if int(folder.name.removeprefix("round_")) not in but:
-                shutil.rmtree(folder / "model", ignore_errors=True)
+    def remove_models(self, before: int, but: int = 0) -> None:
+        """Of the rounds before one: a run that goes on comes past them again, and needs the last one's."""
+        for number in range(1, before):
+            if number != but:
+                shutil.rmtree(self.folder(number) / "model", ignore_errors=True)
 
     def round(self, number: int, stage: Stage) -> Row | None:
         """Sample, keep and fine-tune; nothing where nothing can be kept, which in the first round is an error.

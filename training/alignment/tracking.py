@@ -21,6 +21,7 @@ models", 2025.
 import json
 import math
 import os
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -41,7 +42,7 @@ from training.alignment.generation import Generated, generate_ids, texts
 from training.alignment.guard import Alarm, Check, Guard, differences, mean_interval
 from training.alignment.held_out_reward import HeldOut
 from training.alignment.policies import computes_in_bfloat16, load_policy
-from training.alignment.preferences import Messages, PromptedResponses, encode_prompt
+from training.alignment.preferences import Messages, PromptedResponses, distinct_prompts, drawn, encode_prompt
 from training.alignment.reward import as_json
 from training.alignment.reward_net import fit_length
 from training.alignment.run_dir import RunDir, append_lines, whole_lines, write_json, write_whole
@@ -81,6 +82,18 @@ class _Answered:
     divergences: list[Divergence]
 
 
+def held_out_prompts(config: Config, preferences: Path) -> list[Messages]:
+    """The test prompts that a run's policy is checked on.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    prompts = drawn(distinct_prompts(preferences, "test"), config.num_held_out_prompts, random.Random(config.seed))
+    if not prompts:
+        raise ConfigError("preferences: the test split has no prompt to check the policy on")
+    return prompts
+
+
 class Tracker:
     """Checks of one run.
 
@@ -108,8 +121,6 @@ class Tracker:
         proxy: Proxy,
         held_out: HeldOut,
     ) -> None:
-        if not prompts:
-            raise ConfigError("preferences: there is no held-out prompt to check the policy on")
         self.config, self.run_dir, self.accelerator = config, run_dir, accelerator
         self.prompts, self.proxy, self.held_out = list(prompts), proxy, held_out
         self.guard = Guard(config.patience, config.guard, held_out.spread_limit)
@@ -424,8 +435,12 @@ def _next_logits(model: Any, ids: Tensor, mask: Tensor, first: int) -> Tensor:
 
 
 def _compared(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, T, V) logits of both -> (B, T) the KL of the first from the second and the entropy, in single precision."""
-    logprobs, others = (logits.float().log_softmax(-1) for logits in (own, other))
+    """(B, T, V) logits of both -> (B, T) the KL of the first from the second and the entropy, in single precision.
+
+    Models with the same tokens may have more logits than those, each its own number: what only one has is no token.
+    """
+    num_tokens = min(own.shape[-1], other.shape[-1])
+    logprobs, others = (logits[..., :num_tokens].float().log_softmax(-1) for logits in (own, other))
     return _expected(logprobs, logprobs - others), _expected(logprobs, -logprobs)
 
 

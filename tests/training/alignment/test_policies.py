@@ -11,6 +11,7 @@ from training.alignment.config import ConfigError, DpoConfig, RejectionSamplingC
 from training.alignment.policies import (
     is_adapter,
     load_policy,
+    move_policy,
     policy_card,
     prepare,
     save_policy,
@@ -68,6 +69,45 @@ def test_a_merged_policy_is_an_ordinary_folder(llama_folder, tmp_path):
     assert {name: list(what) for name, what in told.items() if what} == {}
     assert plain.lm_head.weight is plain.model.embed_tokens.weight
     assert AutoTokenizer.from_pretrained(tmp_path / "model").chat_template == tokenizer.chat_template
+
+
+def test_responses_end_where_the_chat_template_closes_them(llama_folder, tmp_path):
+    """As in base models whose settings name the end of a text, and whose template the end of a turn."""
+    model, tokenizer = load_policy(llama_folder)
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message.role + ': ' + message.content + '<|turn|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    save_policy(model, tokenizer, tmp_path / "model")
+
+    loaded, _ = load_policy(tmp_path / "model")
+
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|turn|>")]
+    assert loaded.generation_config.eos_token_id == ends
+    save_policy(loaded, tokenizer, tmp_path / "again")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "again").generation_config.eos_token_id == ends
+
+
+def test_a_policy_whose_template_wants_a_system_message_loads(llama_folder, tmp_path):
+    model, tokenizer = load_policy(llama_folder)
+    tokenizer.chat_template = "{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}"
+    save_policy(model, tokenizer, tmp_path / "model")
+
+    loaded, _ = load_policy(tmp_path / "model")
+
+    assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_adapters_that_are_moved_still_name_their_base(llama_folder, tmp_path):
+    model, tokenizer = changed(llama_folder, saved="adapter")
+    save_policy(model, tokenizer, tmp_path / "round_1" / "model", saved="adapter")
+
+    move_policy(tmp_path / "round_1" / "model", tmp_path / "model")
+
+    load_policy(tmp_path / "model")
+    assert not (tmp_path / "round_1" / "model").exists()
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own, of transformers 4

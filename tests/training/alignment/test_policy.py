@@ -197,6 +197,19 @@ def test_reference_policy_may_be_another_one(tmp_path, configured, llama_folder)
     assert next(run_dir.read_metrics())["kl"] > 0.01
 
 
+def test_reference_policy_reads_the_same_tokens_and_as_many(tmp_path, configured, llama_folder):
+    model, tokenizer = load_policy(llama_folder)
+    model.config.max_position_embeddings = 40
+    save_policy(model, tokenizer, tmp_path / "short")
+    tokenizer.chat_template = "{{ messages[0].content }}!"
+    save_policy(load_policy(llama_folder)[0], tokenizer, tmp_path / "other")
+
+    with pytest.raises(ConfigError, match="max_length: the reference policy takes 40 tokens at most"):
+        trained(tmp_path / "one", configured(reference_policy=str(tmp_path / "short")))
+    with pytest.raises(ConfigError, match="reference_policy: its chat template is not the policy's"):
+        trained(tmp_path / "two", configured(reference_policy=str(tmp_path / "other")))
+
+
 def test_alarm_ends_the_run_at_the_best_check(tmp_path, configured, rewards, monkeypatch):
     """The held-out reward falls at each check, by the word of a guard that is told so."""
     falling = iter([3.0, 2.0, 1.0])

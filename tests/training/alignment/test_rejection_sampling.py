@@ -27,7 +27,7 @@ from training.alignment import best_of_n
 from training.alignment.config import ConfigError, RejectionSamplingConfig, RewardModelConfig, SftConfig
 from training.alignment.generation import sample
 from training.alignment.member_config import FormatRule, LengthRule, write_member
-from training.alignment.policies import load_policy
+from training.alignment.policies import is_adapter, load_policy
 from training.alignment.rejection_sampling import (
     best_rows,
     curve_of,
@@ -526,17 +526,27 @@ def test_prompts_are_drawn_anew_for_each_round(prepare, tmp_path):
     assert len({json.dumps(prompt) for prompt in drawn}) > 1
 
 
+def test_adapters_that_are_saved_by_themselves_can_be_loaded(prepare, tmp_path):
+    run(prepare, tmp_path / "run", lora_rank=2, saved="adapter", has_random_twin=True)
+
+    for folder in ("model", "random_twin/model"):
+        assert is_adapter(tmp_path / "run" / folder)
+        load_policy(tmp_path / "run" / folder)
+
+
 # Shards
 
 
 @pytest.mark.slow
 def test_several_shards_wait_for_who_makes_them_and_are_joined(prepare, tmp_path, monkeypatch):
-    expected = run(prepare, tmp_path / "alone", num_rounds=2)
+    """Each time the run comes past the rounds that are done, and needs the policy of the last one."""
+    values = {"num_rounds": 3, "has_random_twin": True, "num_epochs": 2.0}
+    expected = run(prepare, tmp_path / "alone", **values)
     monkeypatch.setenv("PLUMBLINE_SUPERVISED", "1")
-    config, run_dir = prepare(tmp_path / "many", num_rounds=2, num_shards=2)
+    config, run_dir = prepare(tmp_path / "many", num_shards=2, **values)
 
     result, waited = None, []
-    while result is None and len(waited) < 5:
+    while result is None and len(waited) < 7:
         try:
             result = run_rejection_sampling(config, run_dir, StopFlag())
         except Waiting as waiting:
@@ -545,7 +555,8 @@ def test_several_shards_wait_for_who_makes_them_and_are_joined(prepare, tmp_path
                 run_sampling(shard, RunDir.create(tmp_path / f"child_{len(waited)}_{number}", shard), StopFlag())
 
     outputs = [[str(Path(shard.output).relative_to(run_dir.path)) for shard in shards] for shards in waited]
-    assert outputs == [[f"round_{number}/shard_000.jsonl", f"round_{number}/shard_001.jsonl"] for number in (1, 2)]
+    rounds = ["round_1", "round_2", "round_3", "random_twin/round_2", "random_twin/round_3"]
+    assert outputs == [[f"{name}/shard_000.jsonl", f"{name}/shard_001.jsonl"] for name in rounds]
     assert [(shard.first, shard.num_prompts) for shard in waited[0]] == [(0, 1), (1, 2)]
     assert untimed(result) == untimed(expected)
     for name in ("round_1/samples.jsonl", "round_2/samples.jsonl", "round_2/winners.jsonl", "samples_after.jsonl"):
@@ -728,7 +739,7 @@ def test_what_cannot_work_is_said_at_once(prepare, tmp_path, values, message):
 
 @pytest.mark.parametrize(
     ("missing", "message"),
-    [("train", "the train split has no prompt to sample"), ("test", "the test split has no prompt to compare on")],
+    [("train", "the train split has no prompt to sample"), ("test", "the test split has no prompt to check")],
 )
 def test_a_preference_set_without_prompts_is_refused(prepare, preferences, tmp_path, missing, message):
     path = tmp_path / "some.jsonl"

@@ -18,7 +18,7 @@ from training.alignment.preferences import encode, encode_prompt
 from training.alignment.reward import Scored
 from training.alignment.reward_model import join_processes
 from training.alignment.run_dir import RunDir
-from training.alignment.tracking import Tracker, divergences, read_checks
+from training.alignment.tracking import Tracker, divergences, held_out_prompts, read_checks
 
 
 class Rule:
@@ -148,6 +148,21 @@ def test_divergence_is_the_same_in_batches_of_any_size(policy, reference):
     ]
 
     assert divergences(model, other, pairs, max_tokens=1) == pytest.approx(divergences(model, other, pairs))
+
+
+def test_divergence_leaves_out_logits_of_no_token(policy, reference):
+    """Models of different sizes fill up the same vocabulary differently."""
+    model, tokenizer = policy
+    other, _ = load_policy(reference)
+    pairs = [(encode_prompt(tokenizer, PROMPTS[0], 64), Generated(tokenizer("ab")["input_ids"], is_ended=True))]
+    expected = divergences(model, other, pairs)
+
+    def add_logits(module, inputs, output):
+        output.logits = torch.nn.functional.pad(output.logits, (0, 5))
+
+    other.register_forward_hook(add_logits)
+
+    assert divergences(model, other, pairs) == pytest.approx(expected)
 
 
 def test_policy_that_is_the_reference_has_no_kl(track, reference):
@@ -401,9 +416,10 @@ def test_reward_that_scores_nothing_is_refused(track, policy):
     assert not (tracker.run_dir.path / "checks.jsonl").exists()
 
 
-def test_tracker_needs_prompts(track):
-    with pytest.raises(ConfigError, match="there is no held-out prompt"):
-        track(prompts=[])
+def test_a_policy_is_checked_on_test_prompts(tmp_path):
+    (tmp_path / "rankings").write_text("")
+    with pytest.raises(ConfigError, match="the test split has no prompt to check the policy on"):
+        held_out_prompts(RlhfConfig(), tmp_path / "rankings")
 
 
 def check_twice(reference: Path, policy: Path, folder: Path) -> None:
