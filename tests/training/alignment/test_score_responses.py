@@ -105,10 +105,9 @@ def test_heads_of_several_aspects_are_all_told(tmp_path, long_rankings_path, lla
 
 
 def test_a_process_may_have_no_line_of_the_last_chunk(tmp_path, llama_folder):
+    rows = [{"id": str(number), "prompt": "Eggs?", "response": "No."} for number in range(CHUNK + 1)]
     path = tmp_path / "responses.jsonl"
-    path.write_text(
-        "".join(json.dumps({"id": str(n), "prompt": "Eggs?", "response": "No."}) + "\n" for n in range(257))
-    )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = ScoreConfig(responses=str(path), reward_model=two_headed(tmp_path, llama_folder), num_processes=2)
     run_dir = RunDir.create(tmp_path / "run", config)
 
