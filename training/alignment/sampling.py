@@ -29,7 +29,7 @@ from accelerate.utils import gather_object
 
 from training.alignment.config import ConfigError, SampleConfig
 from training.alignment.generation import Generator, texts
-from training.alignment.preferences import Messages, PromptedResponses
+from training.alignment.preferences import Messages, PromptedResponses, read_prompts
 from training.alignment.reward import Scored, as_json, load_reward, score_cache
 from training.alignment.reward_model import agree, join_processes
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag, append_lines, whole_lines, write_json, write_whole
@@ -101,7 +101,7 @@ class _Sampling:
     def __init__(self, config: SampleConfig, run_dir: RunDir, stop: StopFlag, accelerator: Accelerator) -> None:
         self.config, self.run_dir, self.stop, self.accelerator = config, run_dir, stop, accelerator
         end = config.first + config.num_prompts if config.num_prompts else None
-        given = list(_read_prompts(run_dir.resolve(config.prompts)))
+        given = list(read_prompts(run_dir.resolve(config.prompts)))
         prompts = given[config.first : end]
         if not prompts:
             raise ConfigError(f"prompts: the file has none from line {config.first} on")
@@ -244,16 +244,6 @@ def score(reward: Scores, prompts: Sequence[Messages], responses: Sequence[Seque
     scored = reward.score_prompts(asked) if asked else []
     known = [dict(zip(own, as_json(one.scores), strict=True)) for own, one in zip(distinct, scored, strict=True)]
     return [[found[text] for text in own] for found, own in zip(known, responses, strict=True)]
-
-
-def _read_prompts(path: Path) -> Iterator[Messages]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                prompt = json.loads(line)["prompt"]
-                yield [{"role": message["role"], "content": message["content"]} for message in prompt]
-            except (KeyError, TypeError, ValueError) as error:
-                raise ConfigError(f"prompts: line {number} holds none: {error!r}") from error
 
 
 def _timed(work: Work, number: int) -> dict[str, Any]:

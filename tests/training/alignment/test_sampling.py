@@ -261,10 +261,10 @@ def test_what_cannot_be_sampled_is_said(prepare, values, message):
         sample(prepare(**values))
 
 
-@pytest.mark.parametrize("line", ['{"question": "Eggs?"}', '{"prompt": "Eggs?"}', "no JSON"])
+@pytest.mark.parametrize("line", ['{"question": "Eggs?"}', '{"prompt": []}', "no JSON"])
 def test_a_line_without_a_prompt_is_named(prepare, prompts_path, line):
     with prompts_path.open("a") as file:
         file.write(line + "\n")
 
-    with pytest.raises(ConfigError, match=r"^prompts: line 8 holds none: "):
+    with pytest.raises(ConfigError, match=r"^prompts: line 8: "):
         sample(prepare())
