@@ -62,6 +62,11 @@ class Items:
     num_truncated: int
     """Responses whose prompt has lost its beginning."""
 
+    def has_order(self, head: int) -> bool:
+        """Whether a judgment of that head's aspect puts one response above another; else its rewards stay random."""
+        judgments = (judgment for item in self.items for judgment in item.judgments if judgment.head == head)
+        return any(max(judgment.groups) > 0 for judgment in judgments)
+
 
 def annotators_of(rankings: Sequence[RankedResponses]) -> list[str]:
     return sorted({ranked.annotator for ranked in rankings if ranked.annotator is not None})

@@ -94,10 +94,13 @@ def train_reward_model(config: RewardModelConfig, run_dir: RunDir, stop: StopFla
         what "repeated_judgments" of the same pairs tell about flips.
 
     Raises:
-        ConfigError: no training ranking puts one response above another, or the backbone cannot serve.
+        ConfigError: an aspect is named twice, no training ranking of one puts one response above another, or the
+            backbone cannot serve.
         FloatingPointError: the loss is no longer a number.
         Interrupted: `stop` became true; a checkpoint is left.
     """
+    if twice := [aspect for aspect, count in Counter(config.aspects).items() if count > 1]:
+        raise ConfigError(f"aspect: {twice[0]} is named twice")
     accelerator = join_processes()
     torch.manual_seed(config.seed)
     path = run_dir.resolve(config.preferences)
@@ -192,6 +195,8 @@ class _Training:
         )
         if not self.items.items:
             raise ConfigError(_no_preferences(config.aspect, len(train), self.items.num_too_long))
+        if untaught := [aspect for head, aspect in enumerate(config.aspects) if not self.items.has_order(head)]:
+            raise ConfigError(f"aspect: no training ranking of {untaught[0]} puts one response above another")
         start_with_length(self.likelihood, self.items.items)  # on the CPU, so that all processes find the same
         self.likelihood.to(self.device)
         if not config.dropout:

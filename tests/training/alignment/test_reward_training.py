@@ -260,6 +260,22 @@ def test_nothing_to_learn_from_is_told_in_words(tmp_path, llama_folder, rankings
         train_reward_model(dataclasses.replace(config, aspect="style"), run_dir, StopFlag())
 
 
+@pytest.mark.parametrize("ties", ["exact", "davidson"])
+def test_each_aspect_must_have_something_to_learn_from(tmp_path, llama_folder, rankings_path, ties):
+    tied = tmp_path / "tied.jsonl"
+    rows = [json.loads(line) for line in rankings_path.read_text().splitlines()]
+    other = [{**row, "aspect": "style", "ranking": [list(range(len(row["responses"])))]} for row in rows]
+    tied.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *other]))
+    config, run_dir = start(tmp_path / "run", llama_folder, tied, ties=ties)
+
+    for aspect, missing in (("overall, style", "style"), ("charm, overall", "charm")):
+        with pytest.raises(ConfigError) as refused:
+            train_reward_model(dataclasses.replace(config, aspect=aspect), run_dir, StopFlag())
+        assert str(refused.value) == f"aspect: no training ranking of {missing} puts one response above another"
+    with pytest.raises(ConfigError, match=r"^aspect: overall is named twice$"):
+        train_reward_model(dataclasses.replace(config, aspect="overall, style, overall"), run_dir, StopFlag())
+
+
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path, llama_folder, rankings_path):
     config, run_dir = start(tmp_path, llama_folder, rankings_path, learning_rate=1e30)
 
