@@ -70,7 +70,8 @@ class RewardModelConfig(RunConfig):
     ties: str = option(
         "exact",
         "What a tie says. exact: any order of the tied ones, so a tied pair teaches nothing; efron: the same, "
-        "approximated; davidson and rao_kupper: that they are about equal, by a tie parameter that is learned.",
+        "approximated; davidson and rao_kupper: that they are about equal, by a tie parameter that is learned. Nobody "
+        "has tied the bad ones, nor all but the best where only that was asked for: these teach nothing of each other.",
         choices=("exact", "efron", "davidson", "rao_kupper"),
     )
     margin: float = option(0.0, "Nats by which a strongly preferred response should lead, at least.", minimum=0)

@@ -126,6 +126,7 @@ def report(
       rewards count half.
     - accuracy_with_ties: of all pairs that were judged, the share that got the annotator's verdict, where the model is
       taken to call a tie if rewards differ by `tie_threshold` nats or less: the threshold that serves it best here.
+      Two responses that nobody sorted (see `RankedResponses.is_unsorted`) are no judged pair, neither here nor below.
     - kendall_tau: tau-b of each ranking that orders anything, averaged; equal rewards throughout count 0.
     - top_1: how often the highest reward is in the ranking's best group; equally high ones share.
     - log_loss (nats), brier, ece: of sigmoid(margin / temperature) as the probability of an ordered pair; ece over 15
@@ -191,7 +192,7 @@ class _Pairs:
     ranking: Ints
     is_tied: Bools
     better: Floats
-    """(N, 3): reward, length in characters, the other model's reward."""
+    """(N, 4): reward, length in characters, the other model's reward, whether nobody sorted it."""
     worse: Floats
 
     @classmethod
@@ -202,13 +203,14 @@ class _Pairs:
         others: Sequence[Sequence[float]],
     ) -> Self:
         values = [
-            np.array([own, [len(text) for text in ranked.responses], other], dtype=np.float64).T
+            np.array([own, [len(text) for text in ranked.responses], other, ranked.is_unsorted], dtype=np.float64).T
             for ranked, own, other in zip(rankings, scores, others, strict=True)
         ]
         if not all(np.isfinite(value).all() for value in values):
             raise ValueError("a score is not a finite number")
         ranking, is_tied, better, worse = measures.judged_pairs([ranked.groups for ranked in rankings], values)
-        return cls(ranking, is_tied, better.reshape(-1, 3), worse.reshape(-1, 3))
+        pairs = cls(ranking, is_tied, better.reshape(-1, 4), worse.reshape(-1, 4))
+        return pairs.where(~is_tied | (pairs.better[:, 3] == 0))
 
     def where(self, chosen: Bools) -> Self:
         return type(self)(self.ranking[chosen], self.is_tied[chosen], self.better[chosen], self.worse[chosen])

@@ -28,6 +28,7 @@ class Judgment:
 
     places: tuple[int, ...]
     groups: tuple[int, ...]
+    is_unsorted: tuple[bool, ...]
     head: int
     strength: float
     annotator: int
@@ -108,7 +109,9 @@ def build_items(
     """
     annotators = {name: number for number, name in enumerate(annotators_of(rankings))}
     taught = [
-        ranked for ranked in rankings if (ranked.weight > 0 or not is_weighted) and likelihood.teaches(ranked.groups)
+        ranked
+        for ranked in rankings
+        if (ranked.weight > 0 or not is_weighted) and likelihood.teaches(ranked.groups, ranked.is_unsorted)
     ]
     together: dict[str, list[RankedResponses]] = {}
     for ranked in taught:
@@ -126,6 +129,7 @@ def build_items(
             Judgment(
                 places=tuple(texts.index(text) for text in ranked.responses),
                 groups=ranked.groups,
+                is_unsorted=ranked.is_unsorted,
                 head=aspects.index(ranked.aspect),
                 strength=float(ranked.strength or 0),
                 annotator=-1 if ranked.annotator is None else annotators[ranked.annotator],
@@ -169,10 +173,12 @@ def judge(likelihood: Likelihood, rewards: Tensor, items: Sequence[Item]) -> Ten
     width = max(len(judgment.places) for judgment in judgments)
     texts = torch.zeros(len(judgments), width, dtype=torch.int64)
     groups = torch.full((len(judgments), width), -1)
+    is_unsorted = torch.zeros(len(judgments), width, dtype=torch.bool)
     for row, (judgment, start) in enumerate(zip(judgments, firsts, strict=True)):
         size = len(judgment.places)
         texts[row, :size] = torch.tensor(judgment.places) + start
         groups[row, :size] = torch.tensor(judgment.groups)
+        is_unsorted[row, :size] = torch.tensor(judgment.is_unsorted)
     heads = torch.tensor([judgment.head for judgment in judgments])
     judged = Judged(
         groups=groups,
@@ -180,6 +186,7 @@ def judge(likelihood: Likelihood, rewards: Tensor, items: Sequence[Item]) -> Ten
         annotator=torch.tensor([judgment.annotator for judgment in judgments]),
         lengths=torch.tensor([length for item in items for length in item.lengths])[texts],
         aspect=heads,
+        is_unsorted=is_unsorted,
     )
     weights = torch.tensor([judgment.weight for judgment in judgments], device=rewards.device)
     losses = likelihood(rewards[texts.to(rewards.device), heads[:, None].to(rewards.device)], judged)

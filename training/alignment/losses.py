@@ -8,7 +8,8 @@ softplus(-margin). Only differences of rewards within a ranking count.
 everything below it, in whatever order. So a ranking that ties everything has probability 1, loss 0 and gradient 0: it
 says nothing, and a tied pair teaches nothing. A last group costs nothing either, so "these two best, the rest unsorted"
 and "these are good, those in the bad tray" are rankings whose last group holds the rest. The models of Davidson and of
-Rao and Kupper take a tie for what it may be as well: evidence that the tied are about equal.
+Rao and Kupper take a tie for what it may be as well: evidence that the tied are about equal. So they must be told which
+last groups nobody sorted (`Judged.is_unsorted`): in these too no two are tied, and to draw them last costs nothing.
 
 **Not ranked** (-1) is not last: such a response takes no part, as if it had not been shown.
 
@@ -64,6 +65,9 @@ class Judged:
     """(B, K) float: each response's length in doublings, the logarithm to base 2."""
     aspect: Tensor | None = None
     """(B,) int64: the number of the aspect that was judged; the first, where not told."""
+    is_unsorted: Tensor | None = None
+    """(B, K) bool: whether each response is in a last group that nobody sorted, which is no tie; none, where not told.
+    """
 
 
 class Likelihood(nn.Module):
@@ -82,7 +86,8 @@ class Likelihood(nn.Module):
         margin: nats by which a strongly preferred response should lead. Of a pair with strength s told, the margin is
             taken as smaller by margin * (s - 1), so "slightly" asks for nothing; for lists it is ignored, as nobody
             tells strengths within them. The optimum moves away from log-odds: see `bradley_terry_loss`.
-        label_smoothing: weight of the opposite ranking's loss; of a pair, differences end at ln((1 - e) / e).
+        label_smoothing: weight of the opposite ranking's loss; of a pair, differences end at ln((1 - e) / e). Of lists
+            under davidson it takes rankings without an unsorted group only: see `can_smooth`.
         flip_rate: share of the judgments that are the wrong way round.
         learn_flip_rate: it is learned, from `flip_rate` onwards.
         annotators: equal; temperatures, rewards are divided by a temperature of each annotator's own; flip_rates, each
@@ -171,7 +176,8 @@ class Likelihood(nn.Module):
             rewards: (B, K) float, on whatever device.
 
         Raises:
-            ValueError: shapes differ, an annotator has no number below A, or an aspect none of its own.
+            ValueError: shapes differ, an annotator has no number below A, an aspect none of its own, or a ranking
+                cannot be smoothed.
         """
         self._check(rewards, judged)
         rewards, is_ranked = _prepared(rewards, judged.groups)
@@ -179,9 +185,9 @@ class Likelihood(nn.Module):
         seen = rewards + _of_aspect(self.length_weights, judged.aspect, rewards)[:, None] * lengths
         told = self._tempered(seen, judged.annotator) - self._lead(judged).to(rewards)
         flip_rate = self._flip_rate(rewards, judged.annotator)
-        loss = self._loss(told, judged.groups, flip_rate)
+        loss = self._loss(told, judged.groups, judged.is_unsorted, flip_rate)
         if self.label_smoothing:
-            opposite = self._loss(told, _reversed(judged.groups), flip_rate)
+            opposite = self._loss(told, _reversed(judged.groups), judged.is_unsorted, flip_rate)
             loss = (1 - self.label_smoothing) * loss + self.label_smoothing * opposite
         if self.centring:
             loss = loss + self.centring * (2 * rewards.sum(1) / is_ranked.sum(1).clamp(min=1)) ** 2
@@ -193,10 +199,19 @@ class Likelihood(nn.Module):
             loss = loss + price * covariance - price**2 / (4 * self.length_penalty)
         return loss + sum((0 * parameter.sum() for parameter in self.parameters()), start=loss.new_zeros(()))
 
-    def teaches(self, groups: Sequence[int]) -> bool:
+    def teaches(self, groups: Sequence[int], is_unsorted: Sequence[bool] = ()) -> bool:
         """Whether a ranking of these groups (K,) has any gradient: where all are tied, under a tie model only."""
         ranked = [group for group in groups if group >= 0]
-        return len(ranked) > 1 and (self.ties in TIE_MODELS or len(set(ranked)) > 1)
+        return len(set(ranked)) > 1 or (len(ranked) > 1 and self.ties in TIE_MODELS and not any(is_unsorted))
+
+    def can_smooth(self, is_unsorted: Sequence[bool]) -> bool:
+        """Whether labels can be smoothed of a ranking whose last group is this (K,), or nobody wants to.
+
+        The opposite ranking draws that group first, without telling in which order, singly or tied: under the list
+        model of Davidson a sum over all partitions of it.
+        """
+        is_listed = self.ties == "davidson" and self.loss == "plackett_luce"
+        return not (self.label_smoothing and is_listed) or sum(is_unsorted) < 2
 
     @property
     def opponents(self) -> list[nn.Parameter]:
@@ -247,8 +262,11 @@ class Likelihood(nn.Module):
         ):
             if given is not None and given.shape != rewards.shape[:1]:
                 raise ValueError(f"{name} {tuple(given.shape)} must be (B,) for rewards {tuple(rewards.shape)}")
-        if judged.lengths is not None and judged.lengths.shape != rewards.shape:
-            raise ValueError(f"lengths {tuple(judged.lengths.shape)} must be as rewards {tuple(rewards.shape)}")
+        for name, given in (("lengths", judged.lengths), ("is_unsorted", judged.is_unsorted)):
+            if given is not None and given.shape != rewards.shape:
+                raise ValueError(f"{name} {tuple(given.shape)} must be as rewards {tuple(rewards.shape)}")
+        if judged.is_unsorted is not None and not all(map(self.can_smooth, judged.is_unsorted.tolist())):
+            raise ValueError("label_smoothing takes no unsorted groups under davidson")
         num_annotators = len(self.prior_share)
         is_used = self.log_temperatures is not None or self.annotator_flips is not None
         if is_used and judged.annotator is not None and int(judged.annotator.max()) >= num_annotators:
@@ -257,20 +275,28 @@ class Likelihood(nn.Module):
         if is_used and judged.aspect is not None and int(judged.aspect.max()) >= len(self.aspects):
             raise ValueError(f"aspect {int(judged.aspect.max())} is not one of {len(self.aspects)}")
 
-    def _loss(self, rewards: Tensor, groups: Tensor, flip_rate: Tensor | None) -> Tensor:
+    def _loss(self, rewards: Tensor, groups: Tensor, is_unsorted: Tensor | None, flip_rate: Tensor | None) -> Tensor:
         """(B,) in nats per choice."""
         if self.loss == "all_pairs" or self.ties == "rao_kupper":
-            return all_pairs_loss(rewards, groups, flip_rate=flip_rate, outcomes=self._pair_outcomes)
-        loss = self._list_loss(rewards, groups)
+            return all_pairs_loss(
+                rewards, groups, flip_rate=flip_rate, outcomes=self._pair_outcomes, is_unsorted=is_unsorted
+            )
+        loss = self._list_loss(rewards, groups, is_unsorted)
         if flip_rate is not None:
-            loss = _partly_blind(loss, self._list_loss(torch.zeros_like(rewards), groups), flip_rate)
-        choices = (groups >= 0).sum(1) - 1 if self.ties in TIE_MODELS else num_choices(groups)
-        return loss / choices.clamp(min=1).to(loss)
+            loss = _partly_blind(loss, self._list_loss(torch.zeros_like(rewards), groups, is_unsorted), flip_rate)
+        return loss / self._num_choices(groups, is_unsorted).clamp(min=1).to(loss)
 
-    def _list_loss(self, rewards: Tensor, groups: Tensor) -> Tensor:
+    def _list_loss(self, rewards: Tensor, groups: Tensor, is_unsorted: Tensor | None) -> Tensor:
         if self.log_tie_odds is not None:
-            return davidson_loss(rewards, groups, self.log_tie_odds)
+            return davidson_loss(rewards, groups, self.log_tie_odds, is_unsorted)
         return plackett_luce_loss(rewards, groups, ties=self.ties)
+
+    def _num_choices(self, groups: Tensor, is_unsorted: Tensor | None) -> Tensor:
+        """(B,) how many responses were drawn; under a tie model also those of a sorted last group, but for one."""
+        if self.ties not in TIE_MODELS:
+            return num_choices(groups)
+        num_free = 1 if is_unsorted is None else (is_unsorted & (groups >= 0)).sum(1).clamp(min=1)
+        return (groups >= 0).sum(1) - num_free
 
     @property
     def _pair_outcomes(self) -> Callable[[Tensor], Tensor] | None:
@@ -403,6 +429,7 @@ def all_pairs_loss(
     *,
     flip_rate: Tensor | None = None,
     outcomes: Callable[[Tensor], Tensor] | None = None,
+    is_unsorted: Tensor | None = None,
 ) -> Tensor:
     """(B,) the mean over each ranking's pairs of their negative log-likelihoods, in nats.
 
@@ -415,13 +442,17 @@ def all_pairs_loss(
         outcomes: a model of ties, from margins (B, P) to log-probabilities (B, P, 3) as `rao_kupper` and `davidson`
             give them; tied pairs then count as the ordered ones do. Without, pairs are Bradley-Terry's and tied ones
             are left out.
+        is_unsorted: (B, K) bool as in `Judged`; two such are not tied, and are left out.
 
     Source: L. Ouyang et al., "Training language models to follow instructions with human feedback", 2022, equation 1.
     """
     rewards, _ = _prepared(rewards, groups)
     one, other = torch.triu_indices(groups.shape[1], groups.shape[1], 1)
     order = groups[:, other] - groups[:, one]
-    is_counted = (groups[:, one] >= 0) & (groups[:, other] >= 0) & ((order != 0) | (outcomes is not None))
+    is_tie = torch.full_like(order, outcomes is not None, dtype=torch.bool)
+    if is_unsorted is not None:
+        is_tie &= ~(is_unsorted[:, one] & is_unsorted[:, other])
+    is_counted = (groups[:, one] >= 0) & (groups[:, other] >= 0) & ((order != 0) | is_tie)
     count = is_counted.sum(1).clamp(min=1).to(rewards)
     sign = torch.where(order < 0, -1, 1).to(rewards)
     margins = sign * (rewards[:, one] - rewards[:, other])
@@ -472,7 +503,7 @@ def davidson(margins: Tensor, log_odds: float | Tensor) -> Tensor:
     return torch.stack([margins / 2, -margins / 2, tie], -1).log_softmax(-1)
 
 
-def davidson_loss(rewards: Tensor, groups: Tensor, log_odds: Tensor) -> Tensor:
+def davidson_loss(rewards: Tensor, groups: Tensor, log_odds: Tensor, is_unsorted: Tensor | None = None) -> Tensor:
     """(B,) the negative log-likelihood of each ranking, in nats, where ties are outcomes of their own.
 
     Of what is left, the next group is drawn among all sets: a set of t with a probability in proportion to
@@ -482,6 +513,8 @@ def davidson_loss(rewards: Tensor, groups: Tensor, log_odds: Tensor) -> Tensor:
     Args:
         rewards, groups: (B, K) as in `plackett_luce_loss`.
         log_odds: (S,) ln delta of 2, 3, … tied; larger groups share the last.
+        is_unsorted: (B, K) bool as in `Judged`, the last group's: however these are drawn, they are drawn at the end,
+            and what comes before is all that the ranking tells.
 
     Source: H. L. Turner, J. van Etten, D. Firth and I. Kosmidis, "Modelling rankings in R: the PlackettLuce package",
     Computational Statistics 35, 2020, section 2.1.
@@ -492,13 +525,15 @@ def davidson_loss(rewards: Tensor, groups: Tensor, log_odds: Tensor) -> Tensor:
     worst_first = groups.masked_fill(groups < 0, num_responses).argsort(1, descending=True)
     numbers = groups.gather(1, worst_first)
     is_new = torch.cat([numbers[:, 1:] != numbers[:, :-1], torch.ones_like(numbers[:, :1], dtype=torch.bool)], 1)
-    is_drawn = (is_new & (numbers >= 0)).to(rewards.device)
+    is_told = groups >= 0 if is_unsorted is None else (groups >= 0) & ~is_unsorted
+    is_drawn = (is_new & is_told.gather(1, worst_first)).to(rewards.device)
     left = _log_weights_left(rewards.gather(1, worst_first.to(rewards.device)), (numbers >= 0).to(rewards.device))
     log_odds = torch.cat([log_odds.new_zeros(1), log_odds]).to(rewards)
     log_odds = log_odds[torch.arange(num_responses).clamp(max=len(log_odds) - 1)]
     size = (groups[:, :, None] == groups[:, None, :]).sum(2).to(rewards.device)
     drawn = (rewards + log_odds[size - 1]) / size
-    return (left + log_odds).logsumexp(2).where(is_drawn, 0).sum(1) - drawn.where(is_ranked, 0).sum(1)
+    is_told = is_told.to(rewards.device)
+    return (left + log_odds).logsumexp(2).where(is_drawn, 0).sum(1) - drawn.where(is_told, 0).sum(1)
 
 
 def num_choices(groups: Tensor) -> Tensor:

@@ -53,12 +53,24 @@ class RankedResponses:
     """How much the judgment counts."""
     edited: str | None = None
     """The response that the annotator wrote by changing another; it is one of the responses, ranked first."""
+    is_best_only: bool = False
+    """Only the best one was asked for: the last group is all the others."""
 
     @property
     def groups(self) -> tuple[int, ...]:
         """The number of each response's group, 0 for the best; -1 for a response that was not ranked."""
         group_of = {place: number for number, group in enumerate(self.ranking) for place in group}
         return tuple(group_of.get(place, -1) for place in range(len(self.responses)))
+
+    @property
+    def is_unsorted(self) -> tuple[bool, ...]:
+        """(K,) whether each response is in a last group that nobody sorted: to stand there together is no tie.
+
+        Such are the responses that are not acceptable, and all but the best one where no more was asked for.
+        """
+        last = self.ranking[-1] if self.ranking else ()
+        is_unsorted = self.is_best_only or self.all_bad or set(last) <= set(self.bad)
+        return tuple(is_unsorted and place in last for place in range(len(self.responses)))
 
     @property
     def is_decided(self) -> bool:
@@ -274,28 +286,28 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 def _ranked(row: dict[str, Any]) -> RankedResponses:
     if "chosen" in row:
         row = _from_pair(row)
+    meta = row["meta"] if isinstance(row.get("meta"), dict) else {}  # other programs keep in it what they like
     ranked = RankedResponses(
         prompt=_prompt(row),
         responses=_responses(row["responses"]),
-        ranking=tuple(_places(group, "ranking: a group") for group in _list(row["ranking"], "ranking")),
+        ranking=tuple(_group(group) for group in _list(row["ranking"], "ranking")),
         aspect=_text(row.get("aspect", "overall"), "aspect"),
         annotator=_optional_text(row, "annotator"),
         split=_optional_text(row, "split"),
         id=None if row.get("id") is None else _without_surrogates(str(row["id"])),
         strength=_optional(row, "strength", int),
         all_bad=_optional(row, "all_bad", bool) or False,
-        bad=_bad(row.get("meta")),
+        bad=_bad(meta, len(row["responses"])),
         source=_optional_text(row, "source") or _optional_text(row, "subset"),
         weight=_weight(row.get("weight", 1.0)),
         edited=_optional_text(row, "edited"),
+        is_best_only=meta.get("kind") == "best",
     )
-    ranked_places, places = [place for group in ranked.ranking for place in group], range(len(ranked.responses))
-    if len(set(ranked_places)) < len(ranked_places) or not set(ranked_places) <= set(places):
-        raise ValueError(f"ranking: {row['ranking']} does not hold each of {len(places)} responses once")
+    ranked_places = [place for group in ranked.ranking for place in group]
+    if len(set(ranked_places)) < len(ranked_places) or not set(ranked_places) <= set(range(len(ranked.responses))):
+        raise ValueError(f"ranking: {row['ranking']} does not hold each of {len(ranked.responses)} responses once")
     if not all(ranked.ranking):
         raise ValueError("ranking: a group is empty")
-    if not set(ranked.bad) <= set(places):
-        raise ValueError(f"meta: bad: {list(ranked.bad)} are not places of the {len(places)} responses")
     return ranked
 
 
@@ -355,15 +367,20 @@ def _content(message: Any, field: str) -> str:
     return _text(message["content"], field)
 
 
-def _bad(meta: Any) -> tuple[int, ...]:
-    """Other programs keep in `meta` what they like."""
-    return _places(meta["bad"], "meta: bad:") if isinstance(meta, dict) and meta.get("bad") else ()
+def _bad(meta: dict[str, Any], num_responses: int) -> tuple[int, ...]:
+    """The places of bad responses, where it is these that "bad" holds."""
+    bad: Any = meta.get("bad")
+    return tuple(bad) if _are_places(bad) and set(bad) <= set(range(num_responses)) else ()
 
 
-def _places(value: Any, field: str) -> tuple[int, ...]:
-    if not isinstance(value, list) or any(type(place) is not int for place in value):
-        raise ValueError(f"{field} {value!r} is no list of whole numbers")
+def _group(value: Any) -> tuple[int, ...]:
+    if not _are_places(value):
+        raise ValueError(f"ranking: a group {value!r} is no list of whole numbers")
     return tuple(value)
+
+
+def _are_places(value: Any) -> bool:
+    return isinstance(value, list) and all(type(place) is int for place in value)
 
 
 def _list(value: Any, field: str) -> list[Any]:

@@ -184,6 +184,11 @@ class _Training:
         self.max_tokens = budget(config.max_tokens, self.device)
         self.repeats = flip_rate_of_repeats(train)
         self.likelihood = _likelihood(config, train, self.repeats)
+        if not all(self.likelihood.can_smooth(ranked.is_unsorted) for ranked in train if ranked.is_decided):
+            raise ConfigError(
+                "label_smoothing: under davidson lists whose last responses nobody sorted have no opposite; "
+                "take the loss all_pairs, or no smoothing"
+            )
         self.items = build_items(
             train,
             aspects=config.aspects,

@@ -192,6 +192,20 @@ def test_a_report_worked_by_hand():
     assert (found["ceiling"], found["comparison"]) == (None, None)
 
 
+@pytest.mark.parametrize("told", [{"is_best_only": True}, {"bad": (1, 2, 3)}, {"all_bad": True}])
+def test_what_nobody_sorted_is_no_tie(told):
+    best = ranked("a", (0,), (1, 2, 3))
+    scores = [[4.0, 1.0, 2.0, 3.0], [0.0, 1.0]]
+
+    tied, untied = (report([one, ranked("b", (1,), (0,))], scores) for one in (best, dataclasses.replace(best, **told)))
+
+    names = ("accuracy", "accuracy_with_ties", "kendall_tau")
+    assert (tied["num_tied_pairs"], untied["num_tied_pairs"]) == (3, 0)
+    assert [untied["figures"][name]["value"] for name in names] == [1.0, 1.0, 1.0]
+    assert [tied["figures"][name]["value"] < 1 for name in names] == [False, True, True]
+    assert tied["num_pairs"] == untied["num_pairs"] == 4
+
+
 def test_every_figure_of_a_report_is_within_its_interval():
     rankings, qualities, _ = simulate(300, num_responses=4)
     other = qualities + np.random.default_rng(5).normal(size=qualities.shape)

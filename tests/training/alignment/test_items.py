@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from transformers import AutoTokenizer
 
 from training.alignment.items import build_items, judge, length_spread, log_length, start_with_length
-from training.alignment.losses import Likelihood, ranking_loss
+from training.alignment.losses import Likelihood, davidson_loss, ranking_loss
 from training.alignment.packing import Packing
 from training.alignment.preferences import RankedResponses
 
@@ -81,6 +82,28 @@ def test_ties_teach_where_the_likelihood_has_a_place_for_them(build):
 
     assert build(tied, likelihood=Likelihood(ties="davidson")).num_rankings == 1
     assert build(tied).num_rankings == 0
+
+
+def test_what_nobody_sorted_is_no_tie(build):
+    best = ranked("a", "b", "c", ranking=((0,), (1, 2)))
+    likelihood = Likelihood(ties="davidson")
+    rewards = torch.tensor([[1.0], [-1.0], [0.5]])
+    told = {
+        "sorted": [best],
+        "best only": [dataclasses.replace(best, is_best_only=True)],
+        "bad": [dataclasses.replace(best, bad=(1, 2))],
+    }
+
+    items = {name: build(own, likelihood=likelihood).items for name, own in told.items()}
+    losses = {name: judge(likelihood, rewards, own).item() for name, own in items.items()}
+
+    odds = torch.tensor([0.5, 0.5 / 4]).log()
+    both = torch.tensor([[0, 1, 1]])
+    free = davidson_loss(rewards.T, both, odds, both == 1).item()
+    tied = davidson_loss(rewards.T, both, odds).item()
+    assert losses == {name: pytest.approx(tied / 2 if name == "sorted" else free, abs=1e-6) for name in told}
+    none_good = ranked("a", "b", ranking=((0, 1),), bad=(0, 1), all_bad=True)
+    assert build([none_good], likelihood=likelihood).num_silent == 1
 
 
 def test_losses_are_summed_by_weight_each_from_its_head(build):

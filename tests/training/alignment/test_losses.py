@@ -552,6 +552,23 @@ def test_davidsons_lists_know_neither_origin_nor_order_and_have_the_right_gradie
     )
 
 
+def test_davidsons_lists_end_where_nobody_sorted_the_rest():
+    rewards, log_odds = [0.3, -1.2, 2.5, 0.0], [-0.5, -1.0]
+    rankings = [list(one) for one in itertools.product((0, 1), repeat=4) if 0 in one]  # all that can be drawn first
+    groups = torch.tensor(rankings)
+
+    losses = davidson_loss(double(*rewards).expand(15, 4), groups, double(*log_odds), groups == 1)
+
+    last = [[0 for group in ranking if group] for ranking in rankings]
+    expected = [
+        by_sets(rewards, ranking, log_odds)
+        - (by_sets([own for own, group in zip(rewards, ranking, strict=True) if group], rest, log_odds) if rest else 0)
+        for ranking, rest in zip(rankings, last, strict=True)
+    ]
+    assert losses.tolist() == pytest.approx(expected, abs=1e-12)
+    assert (-losses).exp().sum().item() == pytest.approx(1, abs=1e-12)
+
+
 @pytest.mark.parametrize("rewards", [[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4]])
 @pytest.mark.parametrize("groups", [[0, 1, 2], [0, 0, 1], [0, 0, 0], [0, -1, 0], [-1, -1, -1]])
 def test_davidsons_lists_stay_finite(rewards, groups):
@@ -651,6 +668,57 @@ def test_it_tells_which_rankings_teach_anything(loss, ties):
         return bool(rewards.grad.any())
 
     assert [likelihood.teaches(groups) for groups in rankings] == [has_gradient(groups) for groups in rankings]
+
+
+@pytest.mark.parametrize("loss", ["plackett_luce", "all_pairs"])
+@pytest.mark.parametrize("ties", ["exact", "efron", "davidson", "rao_kupper"])
+def test_a_last_group_that_nobody_sorted_tells_nothing_of_its_members(loss, ties):
+    likelihood = Likelihood(loss=loss, ties=ties, flip_rate=0.1).double()
+    rewards, groups = double(1.0, -0.3, 0.4, 7.0, -1.0).requires_grad_(), torch.tensor([[0, 1, 1, -1, 1]])
+    judged = Judged(groups, is_unsorted=groups == 1)
+
+    found = likelihood(rewards[None], judged)
+
+    if ties in {"exact", "efron"}:
+        assert found.tolist() == likelihood(rewards[None], Judged(groups)).tolist()
+    if loss == "all_pairs" or ties == "rao_kupper":
+        pairs = torch.stack([rewards[[0, place]] for place in (1, 2, 4)])
+        expected = likelihood(pairs, Judged(torch.tensor([[0, 1]] * 3))).mean()
+        assert found.item() == pytest.approx(expected.item(), abs=1e-12)
+    assert torch.autograd.gradcheck(lambda given: likelihood(given[None], judged), (rewards,))
+    assert likelihood.teaches((0, 1, 1), (False, True, True))
+    assert not likelihood.teaches((0, 0, 0), (True, True, True))
+    nothing = Judged(torch.zeros_like(groups), is_unsorted=torch.ones_like(groups, dtype=torch.bool))
+    assert likelihood(rewards[None], nothing).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_a_list_is_no_longer_for_what_nobody_sorted():
+    likelihood = Likelihood(ties="davidson").double()
+    judged = Judged(
+        torch.tensor([[0, 1, 1, 1], [0, 1, 2, 3]]), is_unsorted=torch.tensor([[0, 1, 1, 1], [0] * 4]).bool()
+    )
+
+    best, whole = likelihood(torch.zeros(2, 4).double(), judged)
+
+    odds = [1.0, 0.5, 0.5 / 4, 0.5 / 16]
+    first = [math.log(sum(math.comb(left, size) * odds[size - 1] for size in range(1, left + 1))) for left in (4, 3, 2)]
+    assert best.item() == pytest.approx(first[0], abs=1e-6)
+    assert whole.item() == pytest.approx(sum(first) / 3, abs=1e-6)
+
+
+def test_labels_of_lists_with_an_unsorted_group_are_not_smoothed_under_davidson():
+    groups = torch.tensor([[0, 1, 1]])
+    judged = Judged(groups, is_unsorted=groups == 1)
+
+    with pytest.raises(ValueError, match="label_smoothing takes no unsorted groups under davidson"):
+        Likelihood(ties="davidson", label_smoothing=0.1)(torch.zeros(1, 3), judged)
+    for options in ({"loss": "all_pairs", "ties": "davidson"}, {"ties": "rao_kupper"}, {"ties": "exact"}):
+        smoothed = Likelihood(**options, label_smoothing=0.1)
+        rewards = torch.zeros(1, 3)
+        plain = Likelihood(**options)
+        opposite = plain(rewards, dataclasses.replace(judged, groups=1 - groups))
+        expected = 0.9 * plain(rewards, judged) + 0.1 * opposite
+        assert smoothed(rewards, judged).tolist() == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 def test_graded_strength_moves_the_margin_of_pairs_only():
@@ -855,6 +923,7 @@ def test_options_that_make_no_sense_are_refused(options, message):
         ({"lengths": torch.zeros(2)}, r"lengths \(2,\) must be as rewards \(2, 2\)"),
         ({"aspect": torch.zeros(1, dtype=torch.int64)}, r"aspect \(1,\) must be \(B,\)"),
         ({"aspect": torch.tensor([0, 1])}, "aspect 1 is not one of 1"),
+        ({"is_unsorted": torch.zeros(2, dtype=torch.bool)}, r"is_unsorted \(2,\) must be as rewards \(2, 2\)"),
     ],
 )
 def test_judgments_of_another_shape_are_refused(judged, message):

@@ -118,8 +118,6 @@ def test_rankings_of_one_split_or_one_aspect(tmp_path):
         ({"ranking": [[0], [True]]}, "ranking: a group [True] is no list of whole numbers"),
         ({"ranking": [0, 1]}, "ranking: a group 0 is no list of whole numbers"),
         ({"ranking": "01"}, "ranking: '01' is no list"),
-        ({"meta": {"bad": "two"}}, "meta: bad: 'two' is no list of whole numbers"),
-        ({"meta": {"bad": [3]}}, "meta: bad: [3] are not places of the 3 responses"),
         ({"chosen": [], "rejected": "No."}, "chosen: is empty"),
         ({"chosen": "Yes.", "rejected": [{"role": "assistant"}]}, "rejected: content is missing"),
         ({"all_bad": "no"}, "all_bad: 'no' is not true or false"),
@@ -167,9 +165,10 @@ def test_texts_stand_for_messages(tmp_path):
 
 
 def test_what_other_programs_keep_in_meta_is_left_unread(tmp_path):
-    path = write(tmp_path / "preferences.jsonl", row(meta="from reddit"), row(meta=["bad"]), row(meta={"bad": None}))
+    others = ("from reddit", ["bad"], {"bad": None}, {"bad": "two"}, {"bad": [3]}, {"bad": [True], "kind": ["best"]})
+    path = write(tmp_path / "preferences.jsonl", *[row(meta=meta) for meta in others])
 
-    assert [ranked.bad for ranked in read_rankings(path)] == [(), (), ()]
+    assert list(read_rankings(path)) == [RankedResponses(PROMPT, ("one", "two", "three"), ((1,), (0, 2)))] * 6
 
 
 def test_names_lose_what_utf_8_cannot_carry_as_texts_do(tmp_path):
@@ -242,6 +241,25 @@ def test_groups_number_the_responses_and_leave_out_what_was_not_ranked():
     assert RankedResponses(PROMPT, ("a", "b", "c", "d"), ((2,), (0, 3))).groups == (1, -1, 0, 1)
     assert RankedResponses(PROMPT, ("a", "b"), ((0, 1),)).is_decided is False
     assert RankedResponses(PROMPT, ("a", "b"), ((1,), (0,))).is_decided is True
+
+
+@pytest.mark.parametrize(
+    ("told", "is_unsorted"),
+    [
+        ({}, (False, False, False)),
+        ({"meta": {"bad": [0]}}, (False, False, False)),
+        ({"meta": {"bad": [0, 2]}}, (True, False, True)),
+        ({"meta": {"kind": "best"}}, (True, False, True)),
+        ({"meta": {"kind": "rating"}}, (False, False, False)),
+        ({"ranking": [[0, 1, 2]], "all_bad": True}, (True, True, True)),
+        ({"ranking": [], "all_bad": True}, (False, False, False)),
+    ],
+)
+def test_bad_ones_and_all_but_the_best_are_sorted_by_nobody(tmp_path, told, is_unsorted):
+    (ranked,) = read_rankings(write(tmp_path / "preferences.jsonl", row(**told)))
+
+    assert ranked.is_unsorted == is_unsorted
+    assert ranked.only([2, 0]).is_unsorted == (is_unsorted[2], is_unsorted[0])
 
 
 # Tokens

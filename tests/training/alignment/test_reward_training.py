@@ -276,6 +276,16 @@ def test_each_aspect_must_have_something_to_learn_from(tmp_path, llama_folder, r
         train_reward_model(dataclasses.replace(config, aspect="overall, style, overall"), run_dir, StopFlag())
 
 
+def test_labels_of_lists_that_nobody_sorted_to_the_end_are_not_smoothed_under_davidson(tmp_path, llama_folder):
+    path = tmp_path / "best.jsonl"
+    row = {"prompt": "Eggs?", "responses": ["Eight.", "No.", "?"], "ranking": [[0], [1, 2]], "meta": {"kind": "best"}}
+    path.write_text(json.dumps({**row, "split": "train"}) + "\n")
+    config, run_dir = start(tmp_path / "run", llama_folder, path, ties="davidson", label_smoothing=0.1)
+
+    with pytest.raises(ConfigError, match=r"^label_smoothing: under davidson lists whose last responses nobody sorted"):
+        train_reward_model(config, run_dir, StopFlag())
+
+
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path, llama_folder, rankings_path):
     config, run_dir = start(tmp_path, llama_folder, rankings_path, learning_rate=1e30)
 
