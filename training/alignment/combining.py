@@ -357,7 +357,7 @@ class _Combining:
         own, other = own[known], other[known]
         by_prompt = Clustered(prompts[known], self.config.seed)
         return {
-            "accuracy_gain": by_prompt.mean(measures.right(own) - measures.right(other)),
+            "accuracy_gain": by_prompt.mean(measures.right(own) - measures.right(other), (-1, 1)),
             "log_loss_gain": by_prompt.mean(measures.log_losses(other) - measures.log_losses(own)),
             "mcnemar_p": measures.mcnemar(int(((own > 0) & (other <= 0)).sum()), int(((own <= 0) & (other > 0)).sum())),
             "num_pairs": len(own),

@@ -130,7 +130,8 @@ def report(
     - kendall_tau: tau-b of each ranking that orders anything, averaged; equal rewards throughout count 0.
     - top_1: how often the highest reward is in the ranking's best group; equally high ones share.
     - log_loss (nats), brier, ece: of sigmoid(margin / temperature) as the probability of an ordered pair; ece over 15
-      bins of equally many pairs by the probability of the winner that the model names, beside `ece_if_calibrated`.
+      bins of equally many pairs by the probability of the winner that the model names. It and its interval hold the
+      noise of so many pairs, so they are to be held against `ece_if_calibrated`, never against 0.
     - slices: the same of a part of the pairs; length_difference is relative to the longer response, in characters.
     - length: correlation is Spearman's of reward and length among the responses to one prompt, averaged over prompts;
       partial_correlation, given the human verdict, is that of how far the better response leads in reward and in
@@ -166,7 +167,7 @@ def report(
             "kendall_tau": by_ranking.kendall_tau(),
             "top_1": by_ranking.top_1(),
             "log_loss": by_prompt.mean(measures.log_losses(log_odds)),
-            "brier": by_prompt.mean(measures.brier_scores(log_odds)),
+            "brier": by_prompt.mean(measures.brier_scores(log_odds), (0, 1)),
             "ece": measures.calibration_error(by_prompt, log_odds),
         },
         "num_rankings": len(rankings),
@@ -248,7 +249,7 @@ class _Rankings:
         pairs = self.pairs
         taus = measures.kendall_tau_b(pairs.ranking, pairs.is_tied, pairs.margins, len(self.rankings))
         known = np.isfinite(taus)
-        return Clustered(self.prompts[known], self.seed).mean(taus[known])
+        return Clustered(self.prompts[known], self.seed).mean(taus[known], (-1, 1))
 
     def top_1(self) -> Figure:
         shares = measures.top_1([ranked.groups for ranked in self.rankings], [np.array(own) for own in self.scores])
@@ -264,7 +265,7 @@ class _Rankings:
         found = measures.spearman([np.array(list(own.values())) for own in rewards.values()], lengths)
         known = np.isfinite(found)
         prompts = np.array([prompt for prompt, _ in rewards], dtype=np.int64)
-        return Clustered(prompts[known], self.seed).mean(found[known])
+        return Clustered(prompts[known], self.seed).mean(found[known], (-1, 1))
 
 
 def _length(ordered: _Pairs, prompts: Ints, seed: int) -> dict[str, Figure]:
@@ -305,6 +306,7 @@ def _slices(
             "accuracy": by_prompt.share(measures.right(own)),
             "log_loss": by_prompt.mean(measures.log_losses(own)),
             "ece": measures.calibration_error(by_prompt, own),
+            "ece_if_calibrated": measures.error_if_calibrated(own),
         }
 
     sizes = [len(ranked.responses) for ranked in rankings]
@@ -384,7 +386,7 @@ def _compare(
         "name_second": other.name,
         "accuracy_first": by_prompt.share(measures.right(first)),
         "accuracy_second": by_prompt.share(measures.right(second)),
-        "accuracy_gain": by_prompt.mean(measures.right(first) - measures.right(second)),
+        "accuracy_gain": by_prompt.mean(measures.right(first) - measures.right(second), (-1, 1)),
         "log_loss_gain": by_prompt.mean(gains),
         "mcnemar_p": measures.mcnemar(num_only_first, num_only_second),
         "num_both": int((is_first & is_second).sum()),

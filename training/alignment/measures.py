@@ -4,8 +4,8 @@ Judgments on one prompt resemble each other, and a list of K makes K (K - 1) / 2
 prompts, not the pairs, are what an interval counts as independent. Every measure here is a function of sums over
 pairs or rankings; so the sums of each prompt are made once, and a replicate of the bootstrap only weighs them.
 
-A figure is {"value", "interval"}: the interval is [low, high], or nothing where there is one prompt and the measure has
-no bounds of its own. A measure of nothing is None.
+A figure is {"value", "interval"}: the interval is [low, high], or nothing where there is one prompt, or all are alike,
+and the measure has no bounds of its own. A measure of nothing is None.
 """
 
 import math
@@ -29,6 +29,7 @@ CONFIDENCE = 0.95
 NUM_REPLICATES = 1000
 MAX_CLUSTERS = 2000
 FEW = 20  # prompts; with fewer the bootstrap's intervals of a share are too narrow
+ALIKE = 1e-9  # by what means of clusters differ that are the same but for rounding
 NUM_BINS, MIN_PAIRS_PER_BIN = 15, 10
 
 
@@ -80,8 +81,18 @@ class Clustered:
             return {"value": value, "interval": list(clustered_interval(sums.tolist()))}
         return {"value": value, "interval": self._interval(_ratio, sums, None)}
 
-    def mean(self, values: NDArray[Any]) -> Figure:
-        return self.estimate(_ratio, values, np.ones(len(values)))
+    def mean(self, values: NDArray[Any], bounds: tuple[float, float] | None = None) -> Figure:
+        """The mean of (N,) values.
+
+        Where clusters are all alike a bootstrap knows no spread. The interval is then that of a share, of the way from
+        the lower to the upper of the `bounds` that no value can exceed; without bounds there is none.
+        """
+        if not self.num_clusters:
+            return None
+        sums = self._sums([values, np.ones(len(values))])
+        if np.ptp(_ratio(sums)) > ALIKE:
+            return self.estimate(_ratio, values, np.ones(len(values)))
+        return {"value": float(_ratio(sums.sum(0))), "interval": _interval_within(bounds, sums) if bounds else None}
 
     def _sums(self, columns: Sequence[NDArray[Any]]) -> Floats:
         """(G, F) sums of each group of clusters."""
@@ -262,7 +273,9 @@ def equal_mass_bins(values: Floats) -> Ints:
 def calibration_error(clustered: Clustered, margins: Floats) -> Figure:
     """Expected calibration error: the mean distance of confidence from accuracy over `equal_mass_bins`.
 
-    Noise alone makes it positive; what it makes of it is `error_if_calibrated`.
+    Noise alone makes it positive; what it makes of it is `error_if_calibrated`. The interval is of this error as it is
+    measured on so many pairs, noise included: to hold it against 0 says nothing, as a perfectly calibrated model's does
+    not hold 0 but, as a rule, what is to be expected of one.
 
     Args:
         clustered: by the prompts of the pairs.
@@ -403,6 +416,13 @@ def _by_size(groups: Sequence[Sequence[int]], values: Sequence[Floats]) -> Itera
         rows = np.flatnonzero(sizes == size)
         numbers = rows.tolist()
         yield rows, np.array([groups[number] for number in numbers]), np.stack([values[number] for number in numbers])
+
+
+def _interval_within(bounds: tuple[float, float], sums: Floats) -> list[float]:
+    """Of a mean, from the (G, 2) sums of each cluster's values and their number."""
+    low, high = bounds
+    shares = np.stack([(sums[:, 0] - low * sums[:, 1]) / (high - low), sums[:, 1]], axis=-1)
+    return [low + (high - low) * end for end in clustered_interval(shares.tolist())]
 
 
 def _ratio(sums: Floats) -> Floats:

@@ -186,6 +186,10 @@ def test_a_report_worked_by_hand():
         "strength": [("strongly", 1), ("not told", 2)],
         "length_difference": [("25 to 50 %", 3)],
     }
+    for part in found["slices"]["num_responses"]:
+        assert part["ece_if_calibrated"] > 0
+    (whole,) = found["slices"]["aspect"]
+    assert whole["ece_if_calibrated"] == found["ece_if_calibrated"]
     assert found["length"]["accuracy_shorter_preferred"]["value"] == 0.75
     assert found["length"]["accuracy_longer_preferred"]["value"] == 1.0
     assert found["length"]["longer_wins"]["value"] == pytest.approx(1 / 3)
@@ -238,6 +242,19 @@ def test_a_report_of_nothing_has_no_figures(rankings):
     assert not any(found["slices"].values())
     assert headlines(found)["accuracy"] is None
     json.dumps(found, allow_nan=False)
+
+
+def test_where_all_prompts_are_alike_intervals_are_no_points():
+    rankings = [ranked(str(number), (0,), (1,)) for number in range(5)]
+    scores = [[1.0, 0.0]] * 5
+
+    found = report(rankings, scores, other=OtherModel("other", scores))
+
+    low, high = found["figures"]["kendall_tau"]["interval"]
+    assert (low < 0.2, high) == (True, 1.0)
+    low, high = found["comparison"]["accuracy_gain"]["interval"]
+    assert (low < -0.5, high > 0.5) == (True, True)
+    assert found["figures"]["log_loss"]["interval"] is None
 
 
 def test_one_prompt_has_figures_but_tells_nothing_about_others():
@@ -478,7 +495,10 @@ def test_an_evaluation_compares_two_reward_models(run_dir, reward_model_folder):
     found = read_report(run_dir)["comparison"]
     assert (found["name_first"], found["name_second"]) == (str(reward_model_folder),) * 2
     assert (found["num_only_first"], found["num_only_second"], found["mcnemar_p"]) == (0, 0, 1.0)
-    assert (result["accuracy_gain"], result["accuracy_gain_interval"], result["mcnemar_p"]) == (0.0, [0.0, 0.0], 1.0)
+    assert (result["accuracy_gain"], result["mcnemar_p"]) == (0.0, 1.0)
+    low, high = result["accuracy_gain_interval"]
+    assert low == pytest.approx(-high)
+    assert 0 < high < 0.2
     assert [line["progress"] for line in run_dir.read_metrics()] == [0.5, 1.0]
 
 

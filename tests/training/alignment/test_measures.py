@@ -49,6 +49,20 @@ def test_the_interval_of_a_mean_is_students():
     assert high - low == pytest.approx(2 * half, rel=0.12)
 
 
+def test_the_mean_of_prompts_that_are_alike_has_the_interval_that_its_bounds_allow():
+    clustered = Clustered(np.repeat(np.arange(5), 2))
+    values = np.tile([0.1 + 0.2, 0.3], 5)
+
+    low, high = clustered.share(np.ones(10))["interval"]
+    assert (low > 0.3, high) == (True, 1.0)
+    assert clustered.mean(np.ones(10), (-1, 1)) == {"value": 1.0, "interval": [pytest.approx(2 * low - 1), 1.0]}
+    centre = clustered.mean(np.tile([1.0, -1.0], 5), (-1, 1))
+    assert centre["value"] == 0
+    assert centre["interval"] == [pytest.approx(-centre["interval"][1]), pytest.approx(0.7, abs=0.2)]
+    assert clustered.mean(values) == {"value": pytest.approx(0.3), "interval": None}
+    assert Clustered(np.zeros(3)).mean(np.array([0.0, 1.0, 1.0]), (-1, 1))["interval"] == [-1, 1]
+
+
 @pytest.mark.parametrize("num_prompts", [8, 60])
 def test_intervals_of_a_mean_cover_the_truth(num_prompts):
     draw = np.random.default_rng(1)
