@@ -36,7 +36,8 @@ def learning_curve(config: LearningCurveConfig, run_dir: RunDir, stop: StopFlag)
         training prompts with the first seed; "longer_wins", the accuracy of a rule that prefers longer responses.
 
     Raises:
-        ConfigError: there is nothing to train on or nothing to test on, or a point's training refuses.
+        ConfigError: there is nothing to train on or nothing to test on, or a point's training refuses; the message then
+            tells of which part.
         Interrupted: `stop` became true.
     """
     accelerator = join_processes()
@@ -98,7 +99,10 @@ class _Point:
             RunDir.create(self.own.path, config)
             num_judgments = self._write_preferences()
         self.accelerator.wait_for_everyone()
-        train_reward_model(config, self.own, stop)
+        try:
+            train_reward_model(config, self.own, stop)
+        except ConfigError as error:
+            raise ConfigError(f"{error} (in the part of {len(self.prompts)} prompts, seed {self.seed})") from error
         if self.accelerator.is_main_process:
             self._finish(num_judgments, place)
         self.accelerator.wait_for_everyone()

@@ -177,7 +177,8 @@ class RunDir:
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, newest first; what does not match its COMPLETE.json does not count."""
-        folders = sorted((self.path / "checkpoints").glob("step-*[0-9]"), reverse=True)
+        found = (self.path / "checkpoints").glob("step-*[0-9]")
+        folders = sorted(found, key=lambda folder: (len(folder.name), folder.name), reverse=True)  # by their numbers
         return [folder for folder in folders if is_sealed(folder)]
 
     def latest_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:

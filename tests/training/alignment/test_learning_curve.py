@@ -7,6 +7,7 @@ from tests.training.alignment.material import StopAt, write_rankings
 from training.alignment.__main__ import dispatch
 from training.alignment.config import ConfigError, LearningCurveConfig
 from training.alignment.learning_curve import in_hash_order, learning_curve, part_sizes
+from training.alignment.preferences import prompt_key
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag
 
 
@@ -102,6 +103,23 @@ def test_a_stopped_curve_goes_on_without_training_again_what_is_done(run_dir, tm
         (16, 0),
         (16, 1),
     ]
+
+
+def test_a_part_with_nothing_to_learn_from_is_named(run_dir):
+    path = run_dir.path / "one_style.jsonl"
+    lines = (run_dir.path.parent / "preferences.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    prompts = {prompt_key(row["prompt"]): row for row in rows if row["split"] == "train"}
+    last = prompts[in_hash_order(list(prompts), 0)[-1]]
+    path.write_text("\n".join([*lines, json.dumps({**last, "aspect": "style"})]) + "\n")
+    config = dataclasses.replace(run_dir.config(), preferences=str(path), aspect="overall, style")
+
+    with pytest.raises(ConfigError) as refused:
+        learning_curve(config, run_dir, StopFlag())
+
+    assert str(refused.value) == (
+        "aspect: no training ranking of style puts one response above another (in the part of 4 prompts, seed 0)"
+    )
 
 
 def test_a_curve_needs_something_to_train_and_to_test_on(run_dir):

@@ -101,12 +101,12 @@ def test_shards_are_read_as_they_were_written(run_dir):
 def test_the_newest_checkpoint_comes_first_and_old_ones_go(run_dir):
     assert run_dir.latest_checkpoint() is None
 
-    for step in (1, 2, 10):
+    for step in (2, 999_999, 1_000_000):
         save(run_dir, step, best=step / 2)
 
     folder, state = run_dir.latest_checkpoint()
-    assert (folder.name, state) == ("step-000010", {"step": 10, "best": 5.0})
-    assert [path.name for path in run_dir.checkpoints()] == ["step-000010", "step-000002"]
+    assert (folder.name, state) == ("step-1000000", {"step": 1_000_000, "best": 500_000.0})
+    assert [path.name for path in run_dir.checkpoints()] == ["step-1000000", "step-999999"]
     run_dir.remove_checkpoints()
     assert run_dir.checkpoints() == []
 
