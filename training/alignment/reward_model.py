@@ -109,11 +109,12 @@ class RewardModel:
             raise ConfigError(f"{folder} is not a reward model: it lacks {', '.join(missing)}")
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
         trained_length: int = getattr(model.config, "reward_max_length", MAX_LENGTH)
+        longest = fit_length(max_length or trained_length, model, tokenizer)
         loaded = cls(
-            net=RewardNet(model.to(device), packing),  # type: ignore[arg-type]
+            net=RewardNet(model.to(device), packing, longest),  # type: ignore[arg-type]
             tokenizer=tokenizer,
             device=device,
-            max_length=fit_length(max_length or trained_length, model, tokenizer),
+            max_length=longest,
             max_tokens=max_tokens,
             aspects=tuple(getattr(model.config, "reward_aspects", cls.aspects)),
             means=_numbers(model.config, "reward_mean", 0.0),

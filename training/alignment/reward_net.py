@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 PAD_TOKEN = "<|pad|>"  # noqa: S105 -- for tokenizers that have none
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout")  # as models name their numbers
+SCALED_BY_LENGTH = ("longrope", "dynamic")  # ways of telling positions
 TOLERANCE = {"cpu": 1e-4, "cuda": 3e-2}  # a GPU rounds products to ten bits where it may
 
 
@@ -43,17 +44,20 @@ class RewardNet(nn.Module):
     Args:
         packing: how to put sequences before the model; by default the first of shared, separate and padded that gives
             the rewards of the sequences alone.
+        max_length: tokens of the longest sequence, where it is known: some models read positions in another way once
+            one sequence before them is long. Those get padded batches, where the sequences are of similar length.
 
     Raises:
         ConfigError: the packing that is asked for gives other rewards.
     """
 
-    def __init__(self, model: PreTrainedModel, packing: Packing | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, packing: Packing | None = None, max_length: int = 0) -> None:
         super().__init__()
         self.model = model.eval()
         self.position_offset = _position_offset(model)
         wanted = [packing] if packing else list(Packing)
-        kept = next((one for one in wanted if one == Packing.PADDED or self._keeps_rewards(one)), None)
+        can_pack = max_length <= _unscaled_length(model)
+        kept = next((one for one in wanted if one == Packing.PADDED or (can_pack and self._keeps_rewards(one))), None)
         if kept is None:
             raise ConfigError(f"packing: {type(model).__name__} gives other rewards when its texts are {packing}")
         self.packing = kept
@@ -108,23 +112,27 @@ class RewardNet(nn.Module):
 
     @torch.no_grad()
     def _keeps_rewards(self, packing: Packing) -> bool:
-        """Whether two texts that begin alike, and one more, get the rewards that the model gives them one by one."""
+        """Whether two texts that begin alike, and one more, get the rewards that the model gives them one by one.
+
+        Where it gives them none, nothing can be told.
+        """
         model = self.model
         if packing == Packing.SHARED and not all(getattr(one, "is_causal", True) for one in model.modules()):
             return False
         texts, device, usual = _probe(model), model.device, model.config._attn_implementation
-        alone = torch.cat([self._padded(build_row([_alone(text)], Packing.PADDED, device)) for text in texts])
         try:
+            alone = torch.cat([self._padded(build_row([_alone(text)], Packing.PADDED, device)) for text in texts])
             model.set_attn_implementation(PACKED)
             packed = self(build_row([bundle(texts[:2], packing), bundle(texts[2:], packing)], packing, device))
         except torch.OutOfMemoryError:
             raise
         except (TypeError, ValueError, NotImplementedError, RuntimeError, AttributeError, IndexError) as error:
             logger.info("%s is not packed (%s): %s", type(model).__name__, packing, error)
-            packed = torch.full_like(alone, math.nan)
-        tolerance = TOLERANCE.get(device.type, 1e-2) if model.dtype == torch.float32 else 0.1
-        size = max(alone.abs().max().item(), 1e-3)
-        is_same = packed.shape == alone.shape and torch.allclose(packed, alone, rtol=0, atol=tolerance * size)
+            is_same = False
+        else:
+            tolerance = TOLERANCE.get(device.type, 1e-2) if model.dtype == torch.float32 else 0.1
+            size = max(alone.abs().max().item(), 1e-3)
+            is_same = packed.shape == alone.shape and torch.allclose(packed, alone, rtol=0, atol=tolerance * size)
         if not is_same:
             model.set_attn_implementation(usual)
         return is_same
@@ -149,10 +157,23 @@ def _means(hidden: Tensor, row: Row) -> Tensor:
 
 
 def _probe(model: PreTrainedModel) -> list[list[int]]:
-    vocabulary = model.config.get_text_config().vocab_size
-    pad = model.config.get_text_config().pad_token_id
-    ids = [number for number in range(vocabulary - 1, max(0, vocabulary - 20), -1) if number != pad]
-    return [[*ids[:5], *ids[5:8]], [*ids[:5], *ids[8:12]], ids[3:9]]
+    """Three texts; each ends with the EOS token, where there is one, as BART and T5 find a text's end by it."""
+    config = model.config.get_text_config()
+    vocabulary, eos = config.vocab_size, getattr(config, "eos_token_id", None)
+    ends = [one for one in (eos if isinstance(eos, list) else [eos]) if one is not None and one < vocabulary]
+    special = {config.pad_token_id, *ends}
+    ids = [number for number in range(vocabulary - 1, max(0, vocabulary - 20), -1) if number not in special]
+    return [[*text, *ends[:1]] for text in ([*ids[:5], *ids[5:8]], [*ids[:5], *ids[8:12]], ids[3:9])]
+
+
+def _unscaled_length(model: PreTrainedModel) -> float:
+    """How many tokens a model reads as it reads few: beyond, these ways of scaling go by the longest in the row."""
+    config = model.config.get_text_config()
+    told = getattr(config, "rope_parameters", None) or {}
+    by_kind_of_layer = [one for one in told.values() if isinstance(one, dict)]
+    scaled = [one for one in (told, *by_kind_of_layer) if one.get("rope_type") in SCALED_BY_LENGTH]
+    lengths = [one.get("original_max_position_embeddings") or config.max_position_embeddings for one in scaled]
+    return min(lengths, default=math.inf)
 
 
 def _alone(text: Sequence[int]) -> Bundle:

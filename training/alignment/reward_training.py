@@ -178,9 +178,9 @@ class _Training:
         config, num_processes = self.config, self.accelerator.num_processes
         model, self.tokenizer = load_backbone(self.run_dir.locate(config.backbone), len(config.aspects))
         packing = None if config.packing == "auto" else Packing(config.packing)
-        net = RewardNet(model if self.is_sharded else model.to(self.device), packing)  # shards are moved one by one
-        self.net = net
         self.max_length = fit_length(config.max_length, model, self.tokenizer)
+        whole = model if self.is_sharded else model.to(self.device)  # shards are moved one by one
+        self.net = net = RewardNet(whole, packing, self.max_length)
         self.max_tokens = budget(config.max_tokens, self.device)
         self.repeats = flip_rate_of_repeats(train)
         self.likelihood = _likelihood(config, train, self.repeats)

@@ -3,10 +3,34 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, BartConfig, LlamaConfig, T5Config
 
+from training.alignment.config import ConfigError
 from training.alignment.packing import Packing, Row, build_row, bundle
 from training.alignment.reward_model import RewardModel
 from training.alignment.reward_net import RewardNet, load_backbone
+
+ENCODER_DECODERS = {
+    "bart": BartConfig(
+        vocab_size=60,
+        d_model=16,
+        num_labels=1,
+        max_position_embeddings=64,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        **{f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")},
+    ),
+    "t5": T5Config(
+        vocab_size=60, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, num_labels=1, decoder_start_token_id=0
+    ),
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 
 
 def row(texts: list[list[int]], packing: Packing) -> Row:
@@ -34,6 +58,50 @@ def test_the_reward_is_read_at_the_end_of_the_text_whatever_token_stands_there(u
 
     assert together == pytest.approx(one_by_one, abs=1e-5)
     assert len({round(reward, 4) for reward in together}) == 4
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_a_classifier_that_is_read_at_the_end_token_gets_padded_batches(name):
+    model = AutoModelForSequenceClassification.from_config(ENCODER_DECODERS[name])
+    end = model.config.eos_token_id
+    texts = [[7, 8, 9, end], [7, 8, 9, 10, 11, end]]
+
+    net = RewardNet(model)
+
+    assert net.packing == Packing.PADDED
+    alone = [model(input_ids=torch.tensor([text])).logits.item() for text in texts]
+    assert net(row(texts, Packing.PADDED))[:, 0].tolist() == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_model_that_gives_no_rewards_to_try_gets_padded_batches():
+    model = AutoModelForSequenceClassification.from_config(ENCODER_DECODERS["bart"])
+    model.config.eos_token_id = 70  # which it has no place for
+
+    assert RewardNet(model).packing == Packing.PADDED
+
+
+@pytest.mark.parametrize(
+    ("rope", "max_length", "packing"),
+    [
+        (LONGROPE, 32, Packing.SHARED),
+        (LONGROPE, 33, Packing.PADDED),
+        ({"rope_type": "dynamic", "factor": 2.0}, 128, Packing.SHARED),
+        ({"rope_type": "dynamic", "factor": 2.0}, 129, Packing.PADDED),
+        ({"rope_type": "linear", "factor": 2.0}, 129, Packing.SHARED),
+        ({"rope_type": "default"}, 129, Packing.SHARED),
+    ],
+)
+def test_where_positions_go_by_the_longest_in_the_row_texts_are_not_packed(rope, max_length, packing):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(
+        vocab_size=60, num_labels=1, max_position_embeddings=128, **sizes, rope_parameters={**rope, "rope_theta": 1e4}
+    )
+    model = AutoModelForSequenceClassification.from_config(config)
+
+    assert RewardNet(model, max_length=max_length).packing == packing
+    if packing == Packing.PADDED:
+        with pytest.raises(ConfigError, match=r"^packing: LlamaForSequenceClassification gives other rewards"):
+            RewardNet(model, Packing.SHARED, max_length)
 
 
 def test_dropout_is_off(gpt2_folder):
