@@ -55,6 +55,7 @@ KLS = (0.5, 1.0, 2.0, 4.0, 8.0)
 NS = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256)
 KEPT_AIM, GUARD_AIM = 0.9, 0.9
 LOST = 0.5
+RISEN = 0.02  # quality; whatever rises less has nothing to keep
 SAMPLING = {"max_new_tokens": 256, "max_length": 512, "generation_batch_size": 256}
 
 
@@ -437,19 +438,23 @@ def _policies(best: str) -> Iterator[Row]:
                 kls, true = ([check[name] for check in told["checks"]] for name in ("kl", "true"))
                 best_step = told["result"]["best_step"]
                 guarded = next(check["true"] for check in told["checks"] if check["step"] == best_step)
-                gain = max(max(true) - true[0], 1e-9)
+                gain = max(true) - true[0]
+                kept, guarded_share = ((end - true[0]) / gain if gain > RISEN else 0.0 for end in (true[-1], guarded))
                 alarm = f"alarm at step {told['alarm']['step']}" if told["alarm"] else "no alarm"
                 name = f"{algorithm}, {learned_from}, seed {path.stem.rpartition('-')[2]}"
                 at_equal_kl.append(_at(kls, true))
                 shares.append(told["result"].get("reward_share", math.nan))
                 ends = f"ends at KL {kls[-1]:.1f} with {true[-1]:.3f}; highest {max(true):.3f}; {alarm}"
                 print(f"    {name:31}{_shown(at_equal_kl[-1])}  {ends}")
-                note = f"{alarm}; the guard's best checkpoint has {(guarded - true[0]) / gain:.2f} of the highest gain"
+                has = (
+                    f"{guarded_share:.2f} of the highest gain"
+                    if gain > RISEN
+                    else f"{guarded:.3f}, {true[0]:.3f} at first"
+                )
+                note = f"{alarm}; the guard's best checkpoint has {has}"
                 curves = {"kl": kls, "true": true}
                 aim = KEPT_AIM if reward == best else 0.0
-                yield Row(
-                    f"{name}, gain kept", true[-1], max(true), "quality", (true[-1] - true[0]) / gain, aim, curves, note
-                )
+                yield Row(f"{name}, gain kept", true[-1], max(true), "quality", kept, aim, curves, note)
             if not shares:
                 continue
             reached = [[value for value in values if value is not None] for values in zip(*at_equal_kl, strict=True)]
