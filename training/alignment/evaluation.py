@@ -344,8 +344,9 @@ def _ceiling(rankings: Sequence[RankedResponses], ordered: _Pairs, prompts: Ints
         return None
     kept = [number for numbers in items for number in numbers]
     item_of = np.repeat(np.arange(len(items)), [len(numbers) for numbers in items])
-    groups = [_groups_by_text(rankings[number]) for number in kept]
-    item, num_first, num_second, num_tied = measures.count_verdicts(groups, item_of)
+    groups = [_by_text(rankings[number], rankings[number].groups) for number in kept]
+    is_unsorted = [_by_text(rankings[number], rankings[number].is_unsorted) for number in kept]
+    item, num_first, num_second, num_tied = measures.count_verdicts(groups, item_of, is_unsorted)
     prompt = prompts[[numbers[0] for numbers in items]][item]
     num_decided = num_first + num_second
     others_judged = (num_decided > 0) & (num_decided + num_tied > 1)
@@ -401,10 +402,9 @@ def _only(values: Sequence[float]) -> float | None:
     return float(values[0]) if len(set(values)) == 1 else None
 
 
-def _groups_by_text(ranked: RankedResponses) -> list[int]:
-    """The groups of the responses in the order of their texts."""
-    groups = ranked.groups
-    return [groups[place] for place in sorted(range(len(groups)), key=ranked.responses.__getitem__)]
+def _by_text(ranked: RankedResponses, values: Sequence[int]) -> list[int]:
+    """What is known of each response, in the order of their texts."""
+    return [values[place] for place in sorted(range(len(values)), key=ranked.responses.__getitem__)]
 
 
 def evaluate(config: EvaluateConfig, run_dir: RunDir, stop: StopFlag) -> dict[str, Any]:

@@ -354,23 +354,27 @@ def leave_one_out(num_first: Ints, num_second: Ints) -> Floats:
     return num_first * np.heaviside(lead - 1, 0.5) + num_second * np.heaviside(-lead - 1, 0.5)
 
 
-def count_verdicts(groups: Sequence[Sequence[int]], items: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+def count_verdicts(
+    groups: Sequence[Sequence[int]], items: Ints, is_unsorted: Sequence[Sequence[int]] | None = None
+) -> tuple[Ints, Ints, Ints, Ints]:
     """What annotators said of each pair of an item's responses.
 
     Args:
         groups: for each judgment the group of each of its item's K responses, in the same order for all of an item.
         items: (B,) the number of each judgment's item.
+        is_unsorted: of each judgment whether each response is in a last group that nobody sorted: two such are no pair.
 
     Returns:
         For each pair that was ranked at all: (N,) its item; (N,) verdicts for its first response, for its second
         response, and of a tie.
     """
     found = []
-    for rows, group, _ in _by_size(groups, [np.empty((len(own), 0)) for own in groups]):
+    untold = is_unsorted or [[0] * len(own) for own in groups]
+    for rows, group, value in _by_size(groups, [np.array(own, dtype=np.float64)[:, None] for own in untold]):
         one, other = np.triu_indices(group.shape[1], 1)
         first, second = group[:, one], group[:, other]
         distinct, place = np.unique(items[rows], return_inverse=True)
-        is_judged = (first >= 0) & (second >= 0)
+        is_judged = (first >= 0) & (second >= 0) & (value[:, one, 0] * value[:, other, 0] == 0)
         counts = np.zeros((3, len(distinct), len(one)), np.int64)
         for count, said in zip(counts, (first < second, second < first, first == second), strict=True):
             np.add.at(count, place, said & is_judged)

@@ -374,6 +374,23 @@ def test_the_human_ceiling_is_how_annotators_agree_on_the_same_items():
     assert (found["num_items"], found["accuracy"]["value"]) == (2, pytest.approx(4 / 5))
 
 
+def test_who_chose_another_best_one_says_nothing_of_the_rest():
+    rankings = [
+        dataclasses.replace(
+            ranked("Eggs?", (best,), tuple({0, 1, 2} - {best})),
+            responses=("a", "b", "c"),
+            annotator=annotator,
+            is_best_only=True,
+        )
+        for annotator, best in (("ann", 0), ("bob", 0), ("cid", 1))
+    ]
+
+    found = report(rankings, [[2.0, 1.0, 0.0]] * 3)["ceiling"]
+
+    # a and b: ann and bob have the others split, cid is against both; a and c: ann and bob agree; b and c: cid alone
+    assert found["leave_one_out"]["value"] == pytest.approx((0.5 + 0.5 + 0 + 2) / 5)
+
+
 def test_the_ceilings_bounds_hold_the_best_possible_accuracy():
     draw = np.random.default_rng(0)
     rankings, scores = [], []

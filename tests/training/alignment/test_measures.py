@@ -271,6 +271,15 @@ def test_verdicts_are_counted_by_item_and_pair():
     assert rows == [(7, 1, 1, 1), (8, 1, 0, 0), (8, 1, 0, 0), (8, 2, 0, 0)]
 
 
+def test_what_nobody_sorted_is_no_verdict():
+    groups, is_unsorted = [[0, 1, 1], [0, 1, 1]], [[False, True, True], [False] * 3]
+
+    found = measures.count_verdicts(groups, np.array([0, 0]), is_unsorted)
+
+    rows = sorted(zip(*(column.tolist() for column in found), strict=True))
+    assert rows == [(0, 0, 0, 1), (0, 2, 0, 0), (0, 2, 0, 0)]
+
+
 @pytest.mark.parametrize(
     ("agreement", "high"), [(0.63, 0.755), (0.657, 0.780), (0.726, 0.836), (0.773, 0.869), (0.81, 0.894)]
 )
