@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.alignment.material import write_rankings
+from tests.training.alignment.material import write_length_world, write_rankings
 from tests.training.alignment.processes import run_by_two
 from training.alignment.__main__ import EXIT_WAITING, OUT_OF_MEMORY, PROGRAMS, in_words, run
 from training.alignment.config import (
@@ -249,15 +249,16 @@ def test_a_trainer_that_is_asked_to_stop_or_killed_goes_on_where_it_was(prepare,
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does(prepare, start, tmp_path):
     preferences = write_rankings(tmp_path / "rankings", num_train=21, num_validation=7, num_test=9)
-    values = {"preferences": str(preferences), "num_epochs": 3.0, "length": "control", "max_tokens": 300}
-    values["batch_size"] = 5  # the last has 1
+    values = {"preferences": str(preferences), "num_epochs": 3.0, "batch_size": 5, "max_tokens": 300}  # the last has 1
     one, two = prepare("one", **values), prepare("two", **values, num_processes=2)
 
     assert run(one, StopFlag()) == 0
     assert start(two, TWO_PROCESSES).wait() == 0
 
-    assert flat(curve(two)) == pytest.approx(flat(curve(one)), abs=1e-4)
-    assert flat(two.read_result()) == pytest.approx(flat(one.read_result()), abs=1e-4)
+    for alone, together in zip(curve(one), curve(two), strict=True):
+        assert together == pytest.approx(alone, abs=1e-4)
+    assert two.read_result() == {**one.read_result(), **measured(two)}
+    assert measured(two) == pytest.approx(measured(one), abs=1e-4)
     weights, others = (load_file(run_dir.model / "model.safetensors") for run_dir in (one, two))
     for name in weights:
         torch.testing.assert_close(weights[name], others[name], atol=1e-3, rtol=0)
@@ -267,8 +268,7 @@ def test_two_processes_learn_what_one_does(prepare, start, tmp_path):
 def test_processes_that_share_the_weights_learn_what_one_does_and_go_on_where_they_stopped(prepare, tmp_path):
     """Interrupted after some steps, and taken up again: what each process held a part of comes back."""
     preferences = write_rankings(tmp_path / "rankings", num_train=21, num_validation=7, num_test=9)
-    values = {"preferences": str(preferences), "num_epochs": 6.0, "length": "control", "max_tokens": 300}
-    values["batch_size"] = 5
+    values = {"preferences": str(preferences), "num_epochs": 6.0, "batch_size": 5, "max_tokens": 300}
     one, sharded = prepare("one", **values), prepare("sharded", **values, num_processes=2, sharding="fsdp")
 
     assert run(one, StopFlag()) == 0
@@ -277,11 +277,27 @@ def test_processes_that_share_the_weights_learn_what_one_does_and_go_on_where_th
     assert sharded.checkpoints()
     assert run_by_two(sharded) == 0
 
-    assert flat(curve(sharded)) == pytest.approx(flat(curve(one)), abs=1e-3)
-    assert flat(sharded.read_result()) == pytest.approx(flat(one.read_result()), abs=1e-2)
+    for alone, together in zip(curve(one), curve(sharded), strict=True):
+        assert together == pytest.approx(alone, abs=1e-3)
+    assert measured(sharded) == pytest.approx(measured(one), abs=1e-2)
     weights, others = (load_file(run_dir.model / "model.safetensors") for run_dir in (one, sharded))
     for name in weights:
         torch.testing.assert_close(weights[name], others[name], atol=2e-3, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_processes_agree_on_what_length_counts_for(prepare, tmp_path, sharding):
+    preferences = write_length_world(tmp_path / "rankings", 26, overall=3.0)
+    values = {"preferences": str(preferences), "batch_size": 5, "max_tokens": 300, "length": "control"}
+    one, two = prepare("one", **values), prepare("two", **values, num_processes=2, sharding=sharding)
+
+    assert run(one, StopFlag()) == 0
+    assert run_by_two(two) == 0
+
+    assert flat(curve(two)) == pytest.approx(flat(curve(one)), abs=1e-3)
+    alone, together = (run_dir.read_result()["learned"]["nats_per_doubling_of_length"] for run_dir in (one, two))
+    assert together == pytest.approx(alone, abs=1e-3)
 
 
 @pytest.mark.slow
@@ -355,6 +371,10 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
         parts = value.items() if isinstance(value, dict) else enumerate(value)
         return {path: one for key, part in parts for path, one in flat(part, f"{name}.{key}").items()}
     return {name: value}
+
+
+def measured(run_dir: RunDir) -> dict:
+    return {name: run_dir.read_result()[name] for name in ("loss", "validation_loss", "temperature")}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties a process to its parent")
