@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from annotate.formats import rankings
 from annotate.identity import digest, messages_digest
 from training import export
+from training.alignment.preferences import read_rankings
 
 ALL_TRAIN = (1.0, 0.0, 0.0)
+THREE = [{"role": "assistant", "content": text} for text in ("Two.", "Nine minutes.", "A while.")]
 
 
 def row(prompt: str = "How long do I boil an egg?", **values) -> dict:
@@ -104,6 +107,34 @@ def test_write_preferences_gives_equal_bytes_for_rows_in_any_order(tmp_path, mon
     monkeypatch.setattr(export, "LINES_IN_MEMORY", 7)  # sorted through five files
     assert write(rows, tmp_path / "b") == (first, counts)
     assert (tmp_path / "a" / f"{first}.jsonl").read_bytes() == (tmp_path / "b" / f"{first}.jsonl").read_bytes()
+
+
+def test_rankings_that_are_exported_are_read_as_those_that_are_frozen(tmp_path):
+    kinds = ({"bad": [0, 1]}, {"kind": "best"}, {"edited_response": 1}, {})
+    rows = [
+        row(responses=THREE, ranking=[[2], [0, 1]], shown_order=[1, 0, 2], strength=None, all_bad=False, meta=meta)
+        for meta in kinds
+    ]
+    rows += [row(annotator=None, strength=2, all_bad=False, meta={})]
+    exported = tmp_path / "rankings.jsonl"
+    exported.write_text("".join(rankings.write(rows)))
+    name, _ = write(rows, tmp_path, fractions=ALL_TRAIN)
+
+    def told(path: Path) -> list[tuple]:
+        return sorted(
+            (
+                sorted(zip(one.responses, one.groups, one.is_unsorted, strict=True)),
+                one.annotator or "",
+                one.strength or 0,
+                one.edited or "",
+            )
+            for one in read_rankings(path)
+        )
+
+    assert told(exported) == told(tmp_path / f"{name}.jsonl")
+    assert {strength for _, _, strength, _ in told(exported)} == {0, 2}
+    assert {edited for *_, edited in told(exported)} == {"", "Nine minutes."}
+    assert sum(any(unsorted for *_, unsorted in places) for places, *_ in told(exported)) == 2
 
 
 def test_write_preferences_leaves_one_sorted_file_named_by_its_digest(tmp_path):

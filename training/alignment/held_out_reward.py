@@ -46,7 +46,7 @@ from training.alignment.learning_curve import in_hash_order
 from training.alignment.measures import Figure
 from training.alignment.member_config import ImplicitRewardMember, RewardModelMember, is_member, read_member
 from training.alignment.policies import is_adapter, load_policy, save_policy
-from training.alignment.preferences import PromptedResponses, RankedResponses, prompt_key, read_rankings
+from training.alignment.preferences import PromptedResponses, RankedResponses, prompt_key, read_lines, read_rankings
 from training.alignment.provenance import prompt_digest, trained_on
 from training.alignment.reward import COMBINER, Reward, Scored, load_reward, placed, score_cache
 from training.alignment.reward_model import agree
@@ -121,6 +121,10 @@ class InnerRunDir(RunDir):
     def log(self, *, step: int, phase: str, progress: float, **values: float) -> None:
         super().log(step=step, phase=phase, progress=progress, **values)
         self.outer.log(step=step, phase=self.stage.phase, progress=self.stage.progress(progress))
+
+    def truncate_metrics(self, step: int, phase: str, after: float | None = None) -> None:
+        super().truncate_metrics(step, phase, after)
+        self.outer.truncate_metrics(step, self.stage.phase, self.stage.progress(after or 0.0))
 
 
 def held_out_reward(config: Config, run_dir: RunDir, accelerator: Accelerator, stop: StopFlag, stage: Stage) -> HeldOut:
@@ -349,13 +353,12 @@ class _Training:
         has_test = any(one.is_decided and one.aspect in aspects for one in read_rankings(self.preferences, TEST))
         splits = divided([prompt_key(one.prompt) for one in rankings], self.config.seed, has_test=has_test)
         kept = []
-        with self.preferences.open(encoding="utf-8") as lines:
-            for line, ranked in zip(lines, read_rankings(self.preferences), strict=True):
-                if ranked.split == votes:
-                    row = json.loads(line) | {"split": splits.get(prompt_key(ranked.prompt), TRAIN)}
-                    kept.append(json.dumps(row) + "\n")
-                elif ranked.split == TEST:
-                    kept.append(line.rstrip("\n") + "\n")
+        for (_, line), ranked in zip(read_lines(self.preferences), read_rankings(self.preferences), strict=True):
+            if ranked.split == votes:
+                row = json.loads(line) | {"split": splits.get(prompt_key(ranked.prompt), TRAIN)}
+                kept.append(json.dumps(row) + "\n")
+            elif ranked.split == TEST:
+                kept.append(line.decode().rstrip("\n") + "\n")
         write_whole(self.folder / PREFERENCES, "".join(kept))
 
     def _train(self, run_dir: InnerRunDir, config: RewardModelConfig) -> None:

@@ -8,10 +8,12 @@ The papers' *completion* is a `response` here.
 """
 
 import dataclasses
+import gzip
 import hashlib
 import json
 import random
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -24,11 +26,13 @@ from transformers import PreTrainedTokenizerBase
 from training.alignment.config import KINDS, ConfigError
 
 Messages = Sequence[Mapping[str, str]]
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+STRENGTHS = (1, 2)
 ANY = "all"
 Row = TypeVar("Row")
 Value = TypeVar("Value")
 CUTS = 16
+GZIP, BYTE_ORDER_MARK = b"\x1f\x8b", b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ def read_rankings(path: Path, split: str | None = None, aspect: str | None = Non
     Raises:
         ConfigError: a line is no ranking; the message tells the line and the field.
     """
-    for ranked in _read(path, "preferences", _ranked):
+    for ranked in read_objects(path, "preferences", _ranked):
         if split in {None, ANY, ranked.split} and aspect in {None, ranked.aspect}:
             yield ranked
 
@@ -159,7 +163,7 @@ def read_responses(path: Path) -> Iterator[PromptedResponses]:
     Raises:
         ConfigError: a line holds none; the message tells the line and the field.
     """
-    return _read(path, "responses", _prompted)
+    return read_objects(path, "responses", _prompted)
 
 
 def read_prompts(path: Path) -> Iterator[Messages]:
@@ -168,20 +172,78 @@ def read_prompts(path: Path) -> Iterator[Messages]:
     Raises:
         ConfigError: a line holds none; the message tells the line and the field.
     """
-    return _read(path, "prompts", _prompt)
+    return read_objects(path, "prompts", prompt_of)
 
 
-def _read(path: Path, field: str, read: Callable[[dict[str, Any]], Row]) -> Iterator[Row]:
-    with path.open(encoding="utf-8", errors="surrogateescape") as file:  # a byte that is wrong is told by its line
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers, from 1, of a file that may be gzipped; blank ones are passed over.
+
+    Raises:
+        OSError, EOFError, zlib.error: the file is not there, or damaged.
+    """
+    with path.open("rb") as raw, gzip.open(raw) if raw.peek(2).startswith(GZIP) else raw as file:
         for number, line in enumerate(file, start=1):
+            told = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+            if told.strip():
+                yield number, told
+
+
+def read_objects(path: Path, field: str, read: Callable[[dict[str, Any]], Row]) -> Iterator[Row]:
+    """What `read` makes of the JSON object in each line.
+
+    Args:
+        field: of the configuration, that names the file.
+
+    Raises:
+        ConfigError: the file cannot be read, or `read` raises KeyError, TypeError or ValueError; the message tells the
+            line.
+    """
+    number = 0
+    try:
+        for number, line in read_lines(path):
             try:
-                row = json.loads(line.encode("utf-8", "surrogateescape").decode("utf-8"))
-                if not isinstance(row, dict):
-                    raise ValueError("is no object with fields")
-                yield read(row)
+                yield read(_object(line))
             except (KeyError, TypeError, ValueError) as error:
                 wrong = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
                 raise ConfigError(f"{field}: line {number}: {wrong}") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ConfigError(f"{field}: is damaged after line {number}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{field}: {path}: {error.strerror or error}") from error
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 at byte {error.start + 1}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON at column {error.colno}: {error.msg}") from error
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+    if not isinstance(row, dict):
+        raise ValueError("is no object with fields")
+    return row
+
+
+def prompt_of(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The prompt of a row: messages, or a text, which is one message of the user's.
+
+    Raises:
+        KeyError, ValueError: it has none.
+    """
+    return [_message(message, "prompt") for message in _messages(row["prompt"], "user", "prompt")]
+
+
+def contents(value: Any, field: str) -> tuple[str, ...]:
+    """The texts in a list of texts, or of messages with such.
+
+    Raises:
+        ValueError: it is none, or an empty one.
+    """
+    if value == []:
+        raise ValueError(f"{field}: is empty")
+    return tuple(_content(one, field) if isinstance(one, dict) else _text(one, field) for one in _list(value, field))
 
 
 def prompt_key(prompt: Messages) -> str:
@@ -286,21 +348,22 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 def _ranked(row: dict[str, Any]) -> RankedResponses:
     if "chosen" in row:
         row = _from_pair(row)
-    meta = row["meta"] if isinstance(row.get("meta"), dict) else {}  # other programs keep in it what they like
+    meta = _meta(row.get("meta"))
+    prompt, responses = prompt_of(row), contents(row["responses"], "responses")
     ranked = RankedResponses(
-        prompt=_prompt(row),
-        responses=_responses(row["responses"]),
+        prompt=prompt,
+        responses=responses,
         ranking=tuple(_group(group) for group in _list(row["ranking"], "ranking")),
-        aspect=_text(row.get("aspect", "overall"), "aspect"),
-        annotator=_optional_text(row, "annotator"),
+        aspect=_optional_text(row, "aspect") or "overall",
+        annotator=_optional_text(row, "annotator") or None,
         split=_optional_text(row, "split"),
         id=None if row.get("id") is None else _without_surrogates(str(row["id"])),
-        strength=_optional(row, "strength", int),
+        strength=_strength(row),
         all_bad=_optional(row, "all_bad", bool) or False,
-        bad=_bad(meta, len(row["responses"])),
+        bad=_bad(meta, len(responses)),
         source=_optional_text(row, "source") or _optional_text(row, "subset"),
         weight=_weight(row.get("weight", 1.0)),
-        edited=_optional_text(row, "edited"),
+        edited=_optional_text(row, "edited") or _edited(meta, responses),
         is_best_only=meta.get("kind") == "best",
     )
     ranked_places = [place for group in ranked.ranking for place in group]
@@ -314,24 +377,55 @@ def _ranked(row: dict[str, Any]) -> RankedResponses:
 def _prompted(row: dict[str, Any]) -> PromptedResponses:
     given = row.get("id")
     return PromptedResponses(
-        prompt=_prompt(row),
-        responses=_responses([row["response"]] if "response" in row else row["responses"]),
+        prompt=prompt_of(row),
+        responses=contents([row["response"]] if "response" in row else row["responses"], "responses"),
         id=_without_surrogates(given) if isinstance(given, str) else given,
     )
 
 
 def _from_pair(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of prompt, chosen and rejected, as RewardBench and TRL write it: texts, or whole conversations."""
-    chosen, rejected = (_messages(row[name], "assistant", name) for name in ("chosen", "rejected"))
-    prompt = row["prompt"] if "prompt" in row else chosen[:-1]
-    responses = [
-        _content(conversation[-1], name) for name, conversation in (("chosen", chosen), ("rejected", rejected))
-    ]
-    return {**row, "prompt": prompt, "responses": responses, "ranking": [[0], [1]]}
+    """A row of prompt, chosen and rejected, as RewardBench and TRL write it: texts, or conversations.
+
+    RewardBench 2 has a list of texts for each: those that were chosen stand above all others, whom nobody sorted.
+    """
+    if all(_are_texts(row[name]) for name in ("chosen", "rejected")):
+        places = range(len(row["chosen"]) + len(row["rejected"]))
+        return {
+            **row,
+            "responses": [*row["chosen"], *row["rejected"]],
+            "ranking": [[*places[: len(row["chosen"])]], [*places[len(row["chosen"]) :]]],
+            "meta": {"kind": "best"},
+        }
+    prompt, chosen = _response_of(row, "chosen")
+    other_prompt, rejected = _response_of(row, "rejected")
+    if prompt != other_prompt:
+        raise ValueError("rejected: does not answer what chosen answers")
+    return {**row, "prompt": prompt, "responses": [chosen, rejected], "ranking": [[0], [1]]}
 
 
-def _prompt(row: dict[str, Any]) -> list[dict[str, str]]:
-    return [_message(message) for message in _messages(row["prompt"], "user", "prompt")]
+def _response_of(row: dict[str, Any], field: str) -> tuple[list[dict[str, str]], str]:
+    """What was answered, and the answer: the last message of a conversation, that may begin with the row's prompt."""
+    conversation = [_message(message, field) for message in _messages(row[field], "assistant", field)]
+    if conversation[-1]["role"] != "assistant":
+        raise ValueError(f"{field}: the last message is of {conversation[-1]['role']}, not of assistant")
+    *history, answer = conversation
+    if row.get("prompt") is None and history:
+        return history, answer["content"]
+    prompt = prompt_of(row)
+    if conversation[0]["role"] == "assistant":  # it goes on where the prompt ends
+        return [*prompt, *history], answer["content"]
+    begin = 0 if prompt[0]["role"] == "system" else sum(1 for _ in takewhile(_is_systems, history))
+    if history[begin : begin + len(prompt)] != prompt:
+        raise ValueError(f"{field}: does not begin with the prompt")
+    return history, answer["content"]
+
+
+def _is_systems(message: Mapping[str, str]) -> bool:
+    return message["role"] == "system"
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
 
 
 def _messages(value: Any, role: str, field: str) -> list[Any]:
@@ -342,21 +436,11 @@ def _messages(value: Any, role: str, field: str) -> list[Any]:
     return messages
 
 
-def _message(message: Any) -> dict[str, str]:
-    content = _content(message, "prompt")
+def _message(message: Any, field: str) -> dict[str, str]:
+    content = _content(message, field)
     if message.get("role") not in ROLES:  # a template may put the role's name into a special token
-        raise ValueError(f"prompt: {message.get('role')!r} is not one of {', '.join(ROLES)}")
+        raise ValueError(f"{field}: {message.get('role')!r} is not one of {', '.join(ROLES)}")
     return {"role": message["role"], "content": content}
-
-
-def _responses(value: Any) -> tuple[str, ...]:
-    """Texts, or messages with such."""
-    if value == []:
-        raise ValueError("responses: is empty")
-    return tuple(
-        _content(one, "responses") if isinstance(one, dict) else _text(one, "responses")
-        for one in _list(value, "responses")
-    )
 
 
 def _content(message: Any, field: str) -> str:
@@ -367,10 +451,33 @@ def _content(message: Any, field: str) -> str:
     return _text(message["content"], field)
 
 
+def _meta(value: Any) -> dict[str, Any]:
+    """An object, or the text of one as `export_data` writes it; other programs keep in it what they like."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _strength(row: dict[str, Any]) -> int | None:
+    """None where it is not told, which `export_data` writes as -1."""
+    value = _optional(row, "strength", int)
+    if value not in {*STRENGTHS, None, -1}:
+        raise ValueError(f"strength: {value} is not 1 (slightly better) or 2 (strongly better)")
+    return None if value == -1 else value
+
+
 def _bad(meta: dict[str, Any], num_responses: int) -> tuple[int, ...]:
     """The places of bad responses, where it is these that "bad" holds."""
     bad: Any = meta.get("bad")
     return tuple(bad) if _are_places(bad) and set(bad) <= set(range(num_responses)) else ()
+
+
+def _edited(meta: dict[str, Any], responses: Sequence[str]) -> str | None:
+    place = meta.get("edited_response")
+    return responses[place] if type(place) is int and 0 <= place < len(responses) else None
 
 
 def _group(value: Any) -> tuple[int, ...]:

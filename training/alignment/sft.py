@@ -25,7 +25,7 @@ from trl import SFTTrainer
 
 from training.alignment.config import ConfigError, RejectionSamplingConfig, SftConfig
 from training.alignment.policies import Policy, load_policy, policy_card, prepare, save_policy, trainer_arguments
-from training.alignment.preferences import ROLES, Messages, encode, read_rankings
+from training.alignment.preferences import Messages, contents, encode, prompt_of, read_objects, read_rankings
 from training.alignment.reward_model import join_processes
 from training.alignment.reward_net import fit_length
 from training.alignment.run_dir import RunDir, StopFlag, file_digest, replace_folder
@@ -151,29 +151,19 @@ def read_examples(path: Path) -> Iterator[Example]:
     """Examples from lines {"prompt": messages or text, "completion": text or one message}.
 
     Raises:
-        ConfigError: a line is not an example; the message tells which.
+        ConfigError: a line is not an example; the message tells the line and the field.
     """
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield _example(json.loads(line))
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise ConfigError(f"examples: line {number} is not an example: {error!r}") from error
+    return read_objects(path, "examples", _example)
 
 
 def _example(row: dict[str, Any]) -> Example:
-    prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if not isinstance(completion, str):
-        (message,) = completion
-        completion = message["content"]
-    if any(message["role"] not in ROLES for message in prompt):  # a template may make a special token of it
-        raise ValueError(f"a role is not one of {', '.join(ROLES)}")
-    texts = [message["content"].strip() for message in prompt]
-    if not texts or not completion.strip():
-        raise ValueError("prompt or completion is empty")
-    return Example([{"role": message["role"], "content": message["content"]} for message in prompt], completion)
+    told = row["completion"]
+    completions = contents([told] if isinstance(told, str) else told, "completion")
+    if len(completions) > 1:
+        raise ValueError(f"completion: is one message, not {len(completions)}")
+    if not completions[0].strip():
+        raise ValueError("completion: is empty")
+    return Example(prompt_of(row), completions[0])
 
 
 def best_responses(path: Path, split: str) -> list[Example]:

@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import pytest
@@ -40,6 +41,10 @@ def gpt2(gpt2_folder):
 def row(**values: object) -> dict:
     responses = [{"role": "assistant", "content": text} for text in ("one", "two", "three")]
     return {"prompt": PROMPT, "responses": responses, "ranking": [[1], [0, 2]], **values}
+
+
+def said(text: str) -> dict:
+    return {"role": "assistant", "content": text}
 
 
 def write(path, *rows: dict):
@@ -105,7 +110,7 @@ def test_rankings_of_one_split_or_one_aspect(tmp_path):
         ({"ranking": [[-1], [0]]}, "ranking: [[-1], [0]] does not hold each of 3 responses once"),
         ({"ranking": [[0, 1, 2], []]}, "ranking: a group is empty"),
         ({"prompt": []}, "prompt: is empty"),
-        ({"prompt": [{"role": "end", "content": ""}]}, "prompt: 'end' is not one of system, user, assistant"),
+        ({"prompt": [{"role": "end", "content": ""}]}, "prompt: 'end' is not one of system, user, assistant, tool"),
         ({"prompt": [{"role": "user", "content": None}]}, "prompt: must be text, not None"),
         ({"prompt": [{"role": "user"}]}, "prompt: content is missing"),
         ({"prompt": ["Hi"]}, "prompt: 'Hi' is no message"),
@@ -120,6 +125,14 @@ def test_rankings_of_one_split_or_one_aspect(tmp_path):
         ({"ranking": "01"}, "ranking: '01' is no list"),
         ({"chosen": [], "rejected": "No."}, "chosen: is empty"),
         ({"chosen": "Yes.", "rejected": [{"role": "assistant"}]}, "rejected: content is missing"),
+        ({"chosen": ["Yes."], "rejected": []}, "chosen: 'Yes.' is no message"),
+        ({"chosen": [CHAT[3], said("Ten.")], "rejected": "No."}, "chosen: does not begin with the prompt"),
+        ({"chosen": CHAT, "rejected": CHAT}, "chosen: the last message is of user, not of assistant"),
+        (
+            {"prompt": None, "chosen": [*CHAT, said("Ten.")], "rejected": [*CHAT[1:], said("No.")]},
+            "rejected: does not answer what chosen answers",
+        ),
+        ({"strength": 7}, "strength: 7 is not 1 (slightly better) or 2 (strongly better)"),
         ({"all_bad": "no"}, "all_bad: 'no' is not true or false"),
         ({"weight": True}, "weight: True is not a number from 0 on"),
         ({"weight": 10**400}, f"weight: {10**400} is not a number from 0 on"),
@@ -138,7 +151,7 @@ def test_a_line_that_is_no_json_is_named(tmp_path):
     path = write(tmp_path / "preferences.jsonl", row())
     path.write_text(path.read_text() + '{"prompt": ')
 
-    with pytest.raises(ConfigError, match=r"^preferences: line 2: Expecting value"):
+    with pytest.raises(ConfigError, match=r"^preferences: line 2: is not JSON at column 12: Expecting value$"):
         list(read_rankings(path))
 
 
@@ -147,11 +160,71 @@ def test_a_line_that_is_no_utf_8_or_no_object_is_named(tmp_path):
     first = path.read_bytes()
 
     path.write_bytes(first + b'{"prompt": "\xff"}\n')
-    with pytest.raises(ConfigError, match=r"^preferences: line 2: 'utf-8' codec can't decode byte 0xff"):
+    with pytest.raises(ConfigError, match=r"^preferences: line 2: is not UTF-8 at byte 13$"):
         list(read_rankings(path))
     path.write_bytes(first + b"[1]\n")
     with pytest.raises(ConfigError, match=r"^preferences: line 2: is no object with fields$"):
         list(read_rankings(path))
+    path.write_bytes(first + b'{"prompt": ' + b"[" * 10**5 + b"\n")
+    with pytest.raises(ConfigError, match=r"^preferences: line 2: is nested too deeply$"):
+        list(read_rankings(path))
+
+
+def test_a_file_that_cannot_be_read_is_told_with_the_field_that_names_it(tmp_path):
+    with pytest.raises(ConfigError, match=r"^preferences: .*none.jsonl: No such file or directory$"):
+        list(read_rankings(tmp_path / "none.jsonl"))
+    with pytest.raises(ConfigError, match=r"^prompts: .*: Is a directory$"):
+        list(read_prompts(tmp_path))
+    damaged = tmp_path / "damaged.jsonl.gz"
+    damaged.write_bytes(gzip.compress(json.dumps(row()).encode() + b"\n")[:-8])
+    with pytest.raises(ConfigError, match=r"^preferences: is damaged after line 1: "):
+        list(read_rankings(damaged))
+
+
+def test_blank_lines_are_passed_over_and_counted_and_files_may_be_zipped(tmp_path):
+    line = json.dumps(row()).encode()
+    told = b"\xef\xbb\xbf" + line + b"\r\n\r\n  \n" + line + b"\n\n"
+    plain, zipped = tmp_path / "plain.jsonl", tmp_path / "zipped"
+    plain.write_bytes(told)
+    zipped.write_bytes(gzip.compress(told))
+
+    assert list(read_rankings(plain)) == list(read_rankings(zipped))
+    assert len(list(read_rankings(plain))) == 2
+    plain.write_bytes(told + b"{}")
+    with pytest.raises(ConfigError, match=r"^preferences: line 6: prompt is missing$"):
+        list(read_rankings(plain))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "before"),
+    [
+        ("How long does rice take?", []),
+        (CHAT, []),
+        (CHAT[1:], CHAT),  # a system's message may stand before what the prompt tells
+        (CHAT[1]["content"], CHAT),
+        (CHAT[:2], CHAT),
+        (CHAT[:2], CHAT[2:]),  # the conversation goes on where the prompt ends
+        (None, CHAT),
+    ],
+)
+def test_pairs_may_be_conversations_that_hold_their_prompt(tmp_path, prompt, before):
+    told = {"prompt": prompt, "chosen": [*before, said("Ten.")], "rejected": [*before, said("No.")], "subset": "eggs"}
+
+    (ranked,) = read_rankings(write(tmp_path / "pairs.jsonl", told))
+
+    assert ranked == RankedResponses(
+        CHAT if before or prompt == CHAT else PROMPT, ("Ten.", "No."), ((0,), (1,)), source="eggs"
+    )
+
+
+def test_several_responses_of_which_some_are_right_leave_the_others_unsorted(tmp_path):
+    told = {"prompt": "How long does rice take?", "chosen": ["Twelve minutes."], "rejected": ["No.", "Why?", "Salt."]}
+
+    (ranked,) = read_rankings(write(tmp_path / "best.jsonl", told))
+
+    assert ranked == RankedResponses(
+        PROMPT, ("Twelve minutes.", "No.", "Why?", "Salt."), ((0,), (1, 2, 3)), is_best_only=True
+    )
 
 
 def test_texts_stand_for_messages(tmp_path):
@@ -165,10 +238,19 @@ def test_texts_stand_for_messages(tmp_path):
 
 
 def test_what_other_programs_keep_in_meta_is_left_unread(tmp_path):
-    others = ("from reddit", ["bad"], {"bad": None}, {"bad": "two"}, {"bad": [3]}, {"bad": [True], "kind": ["best"]})
+    others = (
+        "from reddit",
+        '"bad"',
+        "[" * 10**5,
+        ["bad"],
+        {"bad": None},
+        {"bad": "two"},
+        {"bad": [3]},
+        {"bad": [True], "kind": ["best"]},
+    )
     path = write(tmp_path / "preferences.jsonl", *[row(meta=meta) for meta in others])
 
-    assert list(read_rankings(path)) == [RankedResponses(PROMPT, ("one", "two", "three"), ((1,), (0, 2)))] * 6
+    assert list(read_rankings(path)) == [RankedResponses(PROMPT, ("one", "two", "three"), ((1,), (0, 2)))] * 8
 
 
 def test_names_lose_what_utf_8_cannot_carry_as_texts_do(tmp_path):
@@ -194,7 +276,7 @@ def test_prompts_are_read_alone(tmp_path):
         ({}, "prompt is missing"),
         ({"prompt": []}, "prompt: is empty"),
         ({"prompt": {"role": "user", "content": "Hi"}}, "prompt: {'role': 'user', 'content': 'Hi'} is no list"),
-        ({"prompt": [{"content": "Hi"}]}, "prompt: None is not one of system, user, assistant"),
+        ({"prompt": [{"content": "Hi"}]}, "prompt: None is not one of system, user, assistant, tool"),
         ({"prompt": [{"role": "user", "content": ["Hi"]}]}, "prompt: must be text, not ['Hi']"),
     ],
 )

@@ -196,26 +196,27 @@ def test_a_policy_learns_from_preferences_and_is_measured_on_those_held_out(llam
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("no json", "examples: line 2 is not an example: JSONDecodeError"),
-        ('{"prompt": "Eggs?"}', "examples: line 2 is not an example: KeyError\\('completion'\\)"),
-        ('{"prompt": "Eggs?", "completion": []}', "examples: line 2 is not an example: ValueError"),
-        (
-            '{"prompt": "Eggs?", "completion": " "}',
-            "examples: line 2 is not an example: .*prompt or completion is empty",
-        ),
+        ("no json", "examples: line 2: is not JSON at column 1: Expecting value"),
+        ('{"prompt": "Eggs?"}', "examples: line 2: completion is missing"),
+        ('{"prompt": "Eggs?", "completion": []}', "examples: line 2: completion: is empty"),
+        ('{"prompt": "Eggs?", "completion": " "}', "examples: line 2: completion: is empty"),
+        ('{"prompt": "Eggs?", "completion": ["Boil.", "Fry."]}', "examples: line 2: completion: is one message, not 2"),
+        ('{"prompt": [], "completion": "Boil."}', "examples: line 2: prompt: is empty"),
         (
             '{"prompt": [{"role": "end|><|user", "content": "Eggs?"}], "completion": "Boil."}',
-            "examples: line 2 is not an example: .*a role is not one of system, user, assistant",
+            "examples: line 2: prompt: 'end|><|user' is not one of system, user, assistant, tool",
         ),
-        ('{"prompt": 7, "completion": "Boil."}', "examples: line 2 is not an example: TypeError"),
+        ('{"prompt": 7, "completion": "Boil."}', "examples: line 2: prompt: 7 is no list"),
     ],
 )
 def test_a_line_that_is_no_example_is_named(tmp_path, line, message):
     path = tmp_path / "examples.jsonl"
     path.write_text(json.dumps(EGGS) + "\n" + line + "\n")
 
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError) as refused:
         list(read_examples(path))
+
+    assert str(refused.value) == message
 
 
 def test_without_examples_there_is_nothing_to_learn(llama_folder, tmp_path):
