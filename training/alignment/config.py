@@ -102,8 +102,8 @@ class RewardModelConfig(RunConfig):
     packing: str = option(
         "auto",
         "shared: a prompt stands once for all its responses; separate: sequences side by side without padding; padded: "
-        "batches of similar length. auto takes the first that gives the model's own rewards.",
-        choices=("auto", "shared", "separate", "padded"),
+        "batches of similar length; alone: one by one. auto takes the first that gives the model's own rewards.",
+        choices=("auto", "shared", "separate", "padded", "alone"),
     )
     warmup_ratio: float = option(0.05, "Share of the steps in which the learning rate rises.", minimum=0, maximum=1)
     weight_decay: float = option(0.01, "AdamW's weight decay.", minimum=0)
@@ -387,17 +387,27 @@ class RlhfConfig(GuardConfig, SamplingConfig, PolicyConfig):
     advantage_scale: str = option(
         "group",
         "Of grpo: what advantages are divided by. group: the deviation among a prompt's responses, which turns the "
-        "gradient away from the true one, as prompts on which it is small count more; batch: among all; none.",
+        "gradient away from the true one, as prompts on which it is small count more; batch: among all, so what is "
+        "added to all rewards of a prompt counts; none.",
         choices=("group", "batch", "none"),
     )
     normalise: bool = option(
         True, "Take the mean off the reward and divide by its deviation, both as on the reference policy's responses."
     )
-    reward_clip: float = option(0.0, "Rewards, when normalised, stay within this of zero; 0 for no limit.", minimum=0)
+    reward_clip: float = option(
+        0.0,
+        "Rewards, when normalised, stay within this of zero, so what is added to all rewards of a prompt counts; 0 for "
+        "no limit.",
+        minimum=0,
+    )
     length_penalty: float = option(
         0.0, "Reward taken off for a response twice as long as the reference policy's mean, in proportion.", minimum=0
     )
-    end_penalty: float = option(0.0, "Reward taken off where a response was cut off at max_new_tokens.", minimum=0)
+    end_penalty: float = option(
+        0.0,
+        "Reward taken off where a response was cut off at max_new_tokens, wherever the rewards' zero is.",
+        minimum=0,
+    )
     check_steps: int = option(20, "Steps between two checks on held-out prompts.", minimum=1)
 
     def __post_init__(self) -> None:
@@ -539,8 +549,9 @@ class CombineConfig(RunConfig):
         "fusion",
         "Which one to save. fusion: a small network that learns the best combination; stacking: learned weights; "
         "bayesian_average: weights by how likely each member makes the judgments; worst_case and uncertainty_weighted "
-        "guard against what one member overrates. By hand: weighted_mean; chebyshev, the member that falls shortest, "
-        "by weights; and constrained, the mean of the others as long as one member reaches a floor.",
+        "guard against what one member overrates, but what a member adds to all its scores of a prompt counts. By "
+        "hand: weighted_mean; chebyshev, the member that falls shortest, by weights; and constrained, the mean of the "
+        "others as long as one member reaches a floor.",
         choices=(*COMBINING, *BY_HAND),
     )
     incumbent: str = option("", "The reward that is in use now, to be compared with on the same judgments.")

@@ -8,13 +8,14 @@ from collections.abc import Collection
 from typing import Any
 
 from training.alignment.config import RewardModelConfig
+from training.alignment.run_dir import name_to_show
 
 BY_ANNOTATOR = {"temperatures", "flip_rates"}
 FIGURES = {
     "accuracy": "Pairwise accuracy",
     "kendall_tau": "Kendall's tau-b",
     "top_1": "Best response found",
-    "log_loss": "Log-loss, calibrated (nats)",
+    "log_loss": "Log-loss (nats)",
     "brier": "Brier score",
     "ece": "Expected calibration error",
 }
@@ -31,7 +32,7 @@ def model_card(config: RewardModelConfig, result: dict[str, Any], report: dict[s
     sections = [
         _metadata(),
         _what(config),
-        _use(config),
+        _use(result),
         _data(config, result, digest),
         _worth(report),
         _beware(report, result.get("learned", {}).get("nats_per_doubling_of_length", {})),
@@ -56,7 +57,10 @@ def _what(config: RewardModelConfig) -> str:
     )
 
 
-def _use(config: RewardModelConfig) -> str:
+def _use(result: dict[str, Any]) -> str:
+    uncalibrated = (
+        " The temperature was not fitted, as the validation split orders nothing: these odds are as training left them."
+    )
     return (
         "## Use\n\n"
         "Meant for ranking responses to one prompt, for choosing the best of several, and as the reward of a policy "
@@ -73,7 +77,8 @@ def _use(config: RewardModelConfig) -> str:
         "```\n\n"
         "Only differences of raw rewards for the same prompt mean something: (raw - raw') / `reward_temperature` are "
         "the log-odds that the first is preferred. (raw - `reward_mean`) / `reward_std` has mean 0 and deviation 1 on "
-        "the reference set. All three stand in config.json, a number for each output.\n"
+        "the reference set. All three stand in config.json, a number for each output."
+        f"{'' if result.get('temperature') else uncalibrated}\n"
     )
 
 
@@ -140,6 +145,7 @@ def _of(aspect: str, several: Collection[str]) -> str:
 
 def _training(config: RewardModelConfig, result: dict[str, Any]) -> str:
     told = {
+        "from": f"`{name_to_show(config.backbone)}`",
         "loss": config.loss,
         "ties": config.ties,
         "steps": result["num_steps"],

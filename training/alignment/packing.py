@@ -10,8 +10,8 @@ depend on what follows, so the rewards are those of the sequences alone, and so 
 the sum over its responses. Nothing is special about prompts: sequences share whatever tokens they begin with.
 
 Bidirectional encoders read the prompt in the light of the response, so there nothing can be shared; their sequences
-stand side by side, whole. And a model that cannot be told which tokens belong together gets them padded to equal
-length, in batches of similar length.
+stand side by side, whole. A model that cannot be told which tokens belong together gets them padded to equal length, in
+batches of similar length; and one that reads padding as well gets each alone.
 """
 
 from collections.abc import Iterable, Sequence
@@ -40,6 +40,11 @@ class Packing(StrEnum):
     SHARED = "shared"
     SEPARATE = "separate"
     PADDED = "padded"
+    ALONE = "alone"
+
+    @property
+    def is_packed(self) -> bool:
+        return self in {Packing.SHARED, Packing.SEPARATE}
 
 
 @dataclass(frozen=True)
@@ -221,6 +226,22 @@ class Row:
     lasts: Tensor
     num_tokens: int
 
+    def only(self, places: Sequence[int]) -> "Row":
+        """Some of the sequences, where they are padded."""
+        assert self.attention_mask is not None
+        sizes = self.attention_mask[list(places)].sum(1)
+        width = int(sizes.max())
+        firsts = torch.arange(len(places), device=sizes.device) * width
+        return Row(
+            input_ids=self.input_ids[list(places), :width],
+            position_ids=self.position_ids[list(places), :width],
+            layout=None,
+            attention_mask=self.attention_mask[list(places), :width],
+            firsts=firsts,
+            lasts=firsts + sizes - 1,
+            num_tokens=int(sizes.sum()),
+        )
+
 
 def plan(bundles: Sequence[Bundle], packing: Packing, max_tokens: int) -> list[list[int]]:
     """Which bundles go into one forward pass of at most `max_tokens` tokens, the largest first.
@@ -228,7 +249,7 @@ def plan(bundles: Sequence[Bundle], packing: Packing, max_tokens: int) -> list[l
     Best-fit decreasing: each bundle goes where it leaves the least room. One larger than the budget has a row for
     itself. The largest come first, so that memory runs out at once or not at all.
     """
-    if packing == Packing.PADDED:
+    if not packing.is_packed:
         return batches([one.longest for one in bundles], [one.num_sequences for one in bundles], max_tokens)
     rows: list[list[int]] = []
     room: list[int] = []
@@ -247,7 +268,7 @@ def plan(bundles: Sequence[Bundle], packing: Packing, max_tokens: int) -> list[l
 
 def build_row(bundles: Iterable[Bundle], packing: Packing, device: torch.device) -> Row:
     """The row of some bundles; its sequences are numbered through, bundle by bundle."""
-    if packing == Packing.PADDED:
+    if not packing.is_packed:
         return _padded([sequence for one in bundles for sequence in one.sequences()], device)
     pieces: list[Tokens] = []
     spans: list[Span] = []

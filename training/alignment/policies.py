@@ -30,7 +30,7 @@ from training.alignment.config import ConfigError, DpoConfig, PolicyConfig
 from training.alignment.preferences import encode
 from training.alignment.products import round_products
 from training.alignment.reward import named, placed
-from training.alignment.run_dir import replace_folder, write_json, write_whole
+from training.alignment.run_dir import name_to_show, replace_folder, require_model, write_json, write_whole
 from training.alignment.weights import ADAPTER, WHOLE, classifier_state
 
 ADAPTERS, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -90,7 +90,7 @@ def load_policy(policy: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenize
         policy: a folder or a Hugging Face id, of a whole model or of adapters.
 
     Raises:
-        ConfigError: adapters are not in safetensors, or what they change is not there.
+        ConfigError: a path leads nowhere, adapters are not in safetensors, or what they change is not there.
         OSError: there is no such model.
     """
     model, tokenizer = _load(str(policy))
@@ -251,8 +251,8 @@ def _closing(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _what(config: PolicyConfig) -> str:
-    begun = f", from `{_named(start)}`" if (start := getattr(config, "policy", "")) else ""
-    reward = f" The reward is `{_named(name)}`." if (name := getattr(config, "reward_model", "")) else ""
+    begun = f", from `{name_to_show(start)}`" if (start := getattr(config, "policy", "")) else ""
+    reward = f" The reward is `{name_to_show(name)}`." if (name := getattr(config, "reward_model", "")) else ""
     return f"# Policy\n\nAnswers prompts. A causal language model{begun}, trained by {HOW[config.kind]}.{reward}\n"
 
 
@@ -308,17 +308,12 @@ def _how(config: PolicyConfig) -> str:
     return "\n".join(["## Training\n", *(f"- {name}: {value}" for name, value in {**told, **adapters}.items()), ""])
 
 
-def _named(name: str) -> str:
-    """An id as it is; of a folder its last two names, as where it lies is nobody's business."""
-    path = Path(name)
-    return "/".join(path.parts[-2:]) if path.is_absolute() else name
-
-
 def _load(policy: str, above: tuple[str, ...] = ()) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     Args:
         above: the policies whose adapters change this one.
     """
+    require_model(policy)
     told = _file_of(policy, ADAPTERS)
     if told is None:
         whole: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -333,7 +328,7 @@ def _load(policy: str, above: tuple[str, ...] = ()) -> tuple[PreTrainedModel, Pr
         raise ConfigError(f"{policy} holds adapters of themselves")
     try:
         base, tokenizer = _load(placed(told.parent, name), (*above, here))
-    except OSError as error:
+    except (ConfigError, OSError) as error:
         raise ConfigError(f"{policy} holds adapters of {name}, which is not there: {error}") from error
     if _file_of(policy, TOKENIZER):
         tokenizer = AutoTokenizer.from_pretrained(policy, trust_remote_code=False)

@@ -125,9 +125,9 @@ class _Part(RunDir):
         super().log(step=step, phase=phase, progress=progress, **values)
         self.outer.log(step=step, phase=phase, progress=self.stage.progress(progress), **values)
 
-    def truncate_metrics(self, step: int, phase: str) -> None:
-        super().truncate_metrics(step, phase)
-        self.outer.truncate_metrics(step, phase)
+    def truncate_metrics(self, step: int, phase: str, after: float | None = None) -> None:
+        super().truncate_metrics(step, phase, after)
+        self.outer.truncate_metrics(step, phase, self.stage.progress(after or 0.0))
 
 
 class _Run:

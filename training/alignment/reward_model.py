@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -269,7 +269,8 @@ def _score_chunk(reward: Reward, rankings: Sequence[RankedResponses]) -> list[Sc
 
 def join_processes() -> Accelerator:
     """This process's part in the run. On CPUs accelerate joins processes only when it is told that they are CPUs."""
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # such as a pooler that no reward is read from
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[unused])
     if accelerator.device.type == "cpu":
         allow_fast_products()
     return accelerator

@@ -3,8 +3,8 @@
 A reward model is a transformer with a head of one output for each aspect, read at the last token of prompt and
 response; an encoder is read in its own way. It stays what `transformers` calls a sequence classifier, and gives the
 rewards that such a one gives to each sequence alone. Whether packing keeps that promise is measured, not assumed, when
-a model is loaded: where an architecture does not follow the rules that `packing` needs, its rewards differ on two
-short texts, and the next packing is taken.
+a model is loaded, in single precision: where an architecture does not follow the rules that a packing needs, its
+rewards of a few short texts differ, and the next packing is taken.
 
 The last token is found from the lengths of the sequences, never by looking for a pad token: a model without one, or
 whose pad token also ends texts, is otherwise read at the wrong place. Dropout is off, unless training wants it, and
@@ -13,7 +13,8 @@ the head computes in single precision.
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -29,43 +30,61 @@ from training.alignment.attention import PACKED
 from training.alignment.config import ConfigError
 from training.alignment.packing import Bundle, Packing, Row, build_row, bundle
 from training.alignment.preferences import closing_template
+from training.alignment.run_dir import require_model
 
 logger = logging.getLogger(__name__)
 
 PAD_TOKEN = "<|pad|>"  # noqa: S105 -- for tokenizers that have none
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout")  # as models name their numbers
+POSITIONS = ("max_position_embeddings", "max_seq_len")  # how configurations call their number
 SCALED_BY_LENGTH = ("longrope", "dynamic")  # ways of telling positions
-TOLERANCE = {"cpu": 1e-4, "cuda": 3e-2}  # a GPU rounds products to ten bits where it may
+TOLERANCE = {"cpu": 1e-4, "cuda": 3e-2}  # of the rewards' spread; a GPU rounds products to ten bits where it may
+ROUNDING = 1e-5  # of the rewards themselves
+FAILURES = (TypeError, ValueError, NotImplementedError, RuntimeError, AttributeError, IndexError)  # of a packing
 
 
 class RewardNet(nn.Module):
     """A sequence classifier whose input is a `Row`.
 
     Args:
-        packing: how to put sequences before the model; by default the first of shared, separate and padded that gives
-            the rewards of the sequences alone.
+        packing: how to put sequences before the model; by default the first of shared, separate, padded and alone that
+            gives the rewards of the sequences alone.
         max_length: tokens of the longest sequence, where it is known: some models read positions in another way once
-            one sequence before them is long. Those get padded batches, where the sequences are of similar length.
+            one sequence before them is long. Those get padded batches, and what is so long gets there alone.
 
     Raises:
-        ConfigError: the packing that is asked for gives other rewards.
+        ConfigError: the packing that is asked for gives other rewards, or the model gives no finite ones.
     """
 
     def __init__(self, model: PreTrainedModel, packing: Packing | None = None, max_length: int = 0) -> None:
         super().__init__()
         self.model = model.eval()
         self.position_offset = _position_offset(model)
+        self.unscaled_length = _unscaled_length(model)
+        self.is_one_pass = False
+        """Whether a row must go through the model at once, as other processes wait for each pass."""
         wanted = [packing] if packing else list(Packing)
-        can_pack = max_length <= _unscaled_length(model)
-        kept = next((one for one in wanted if one == Packing.PADDED or (can_pack and self._keeps_rewards(one))), None)
+        worth_trying = [one for one in wanted if self._could_keep(one, max_length)]
+        try:
+            with _in_single_precision(model):
+                kept = self._first_that_keeps_rewards(worth_trying)
+        except torch.OutOfMemoryError:
+            if model.dtype == torch.float32:
+                raise
+            logger.warning("%s is not packed: there is no memory to try it in single precision", type(model).__name__)
+            kept = next((one for one in worth_trying if not one.is_packed), None)
         if kept is None:
             raise ConfigError(f"packing: {type(model).__name__} gives other rewards when its texts are {packing}")
         self.packing = kept
 
     def forward(self, row: Row) -> Tensor:
-        """(N, H) rewards of a row's sequences."""
+        """(N, H) rewards of a row's sequences.
+
+        Raises:
+            ConfigError: they cannot go through the model at once, and must.
+        """
         if row.layout is None:
-            return self._padded(row)
+            return self._unpacked(row)
         hidden = self.model.base_model(
             input_ids=row.input_ids,
             position_ids=row.position_ids + self.position_offset,
@@ -74,6 +93,26 @@ class RewardNet(nn.Module):
             **self._no_cache(),
         ).last_hidden_state[0]
         return self._read(hidden, row)
+
+    def _unpacked(self, row: Row) -> Tensor:
+        """Padded sequences: together as far as that changes nothing."""
+        assert row.attention_mask is not None
+        sizes = row.attention_mask.sum(1).tolist()
+        is_alone = [self.packing == Packing.ALONE or size > self.unscaled_length for size in sizes]
+        if not any(is_alone) or len(sizes) == 1:
+            try:
+                return self._padded(row)
+            except ValueError:  # BART and T5 want as many EOS tokens in each, and conversations have more than one
+                if len(sizes) == 1:
+                    raise
+                is_alone = [True] * len(sizes)
+        if self.is_one_pass:
+            raise ConfigError(f"sharding: {type(self.model).__name__} reads texts one by one; take none")
+        together = [place for place, is_one in enumerate(is_alone) if not is_one]
+        parts = [together] * bool(together) + [[place] for place, is_one in enumerate(is_alone) if is_one]
+        rewards = torch.cat([self._padded(row.only(part)) for part in parts])
+        order = [place for part in parts for place in part]
+        return rewards[torch.tensor(order, device=rewards.device).argsort()]
 
     def _padded(self, row: Row) -> Tensor:
         assert row.attention_mask is not None
@@ -110,32 +149,67 @@ class RewardNet(nn.Module):
         with torch.autocast(pooled.device.type, enabled=False):  # a bfloat16 reward has two digits
             return head(pooled.to(next(head.parameters()).dtype)).float()
 
-    @torch.no_grad()
-    def _keeps_rewards(self, packing: Packing) -> bool:
-        """Whether two texts that begin alike, and one more, get the rewards that the model gives them one by one.
+    def _could_keep(self, packing: Packing, max_length: int) -> bool:
+        """Whether it is worth trying."""
+        if not packing.is_packed:
+            return True
+        is_causal = all(getattr(one, "is_causal", True) for one in self.model.modules())
+        return max_length <= self.unscaled_length and (is_causal or packing != Packing.SHARED)
 
-        Where it gives them none, nothing can be told.
+    @torch.no_grad()
+    def _first_that_keeps_rewards(self, packings: Sequence[Packing]) -> Packing | None:
+        """The first by which a few texts, of which two begin alike, get the rewards that the model gives each alone.
+
+        Where it gives them none alone, nothing can be told, and nothing is packed.
         """
-        model = self.model
-        if packing == Packing.SHARED and not all(getattr(one, "is_causal", True) for one in model.modules()):
-            return False
-        texts, device, usual = _probe(model), model.device, model.config._attn_implementation
+        texts = _probe(self.model)
         try:
-            alone = torch.cat([self._padded(build_row([_alone(text)], Packing.PADDED, device)) for text in texts])
-            model.set_attn_implementation(PACKED)
-            packed = self(build_row([bundle(texts[:2], packing), bundle(texts[2:], packing)], packing, device))
+            rows = [build_row([_alone(text)], Packing.PADDED, self.model.device) for text in texts]
+            alone = torch.cat([self._padded(row) for row in rows])
         except torch.OutOfMemoryError:
             raise
-        except (TypeError, ValueError, NotImplementedError, RuntimeError, AttributeError, IndexError) as error:
-            logger.info("%s is not packed (%s): %s", type(model).__name__, packing, error)
+        except FAILURES:
+            return next((one for one in packings if not one.is_packed), None)
+        if not alone.isfinite().all():
+            raise ConfigError(f"{self.model.name_or_path} gives rewards that are no finite numbers")
+        return next((one for one in packings if self._keeps_rewards(one, texts, alone)), None)
+
+    def _keeps_rewards(self, packing: Packing, texts: Sequence[Sequence[int]], alone: Tensor) -> bool:
+        if packing == Packing.ALONE:
+            return True
+        model = self.model
+        usual = model.config._attn_implementation
+        row = build_row([bundle(texts[:2], packing), bundle(texts[2:], packing)], packing, model.device)
+        try:
+            if packing.is_packed:
+                model.set_attn_implementation(PACKED)
+            together = self(row) if packing.is_packed else self._padded(row)
+        except torch.OutOfMemoryError:
+            raise
+        except FAILURES as error:
+            logger.info("%s is not %s: %s", type(model).__name__, packing, error)
             is_same = False
         else:
-            tolerance = TOLERANCE.get(device.type, 1e-2) if model.dtype == torch.float32 else 0.1
-            size = max(alone.abs().max().item(), 1e-3)
-            is_same = packed.shape == alone.shape and torch.allclose(packed, alone, rtol=0, atol=tolerance * size)
-        if not is_same:
+            spread = (alone.max(0).values - alone.min(0).values).max().item()
+            tolerance = TOLERANCE.get(model.device.type, 1e-2) * spread + ROUNDING * alone.abs().max().item()
+            is_same = together.shape == alone.shape and torch.allclose(together, alone, rtol=0, atol=tolerance)
+        if not is_same and packing.is_packed:
             model.set_attn_implementation(usual)
         return is_same
+
+
+@contextmanager
+def _in_single_precision(model: PreTrainedModel) -> Iterator[None]:
+    """With weights of half the precision, rounding hides what one text does to another."""
+    narrow = [one for one in (*model.parameters(), *model.buffers()) if one.dtype in {torch.bfloat16, torch.float16}]
+    kept = [one.dtype for one in narrow]
+    try:
+        for one in narrow:
+            one.data = one.data.float()
+        yield
+    finally:
+        for one, dtype in zip(narrow, kept, strict=True):
+            one.data = one.data.to(dtype)
 
 
 def silence_dropout(model: PreTrainedModel) -> None:
@@ -196,11 +270,12 @@ def load_classifier(
         num_heads: outputs it should have; by default one, or as many as a reward model of ours has aspects.
 
     Raises:
-        ConfigError: it is a classifier with other outputs, or of a kind that cannot be one.
+        ConfigError: a path leads nowhere, or it is a classifier with other outputs, or of a kind that cannot be one.
         OSError: there is no such model, or none in safetensors.
     """
     if not name:
         raise ConfigError("no model is named")
+    require_model(name)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         num_heads = num_heads or len(getattr(config, "reward_aspects", None) or [""])
@@ -228,7 +303,10 @@ def load_backbone(name: str, num_heads: int = 1) -> tuple[PreTrainedModel, PreTr
     al., "Learning to summarize from human feedback", 2020, appendix B.1). A pad token of its own is added where padding
     would look like the end of a text: programs that search for the last token by it read the right one.
     """
-    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    require_model(name)
+    # where another program finds a text too long, its end stays, which is what a reward is read from
+    sides = {"padding_side": "right", "truncation_side": "left"}
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **sides)
     model, missing = load_classifier(name, num_heads=num_heads)
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear) and module.out_features == num_heads and f"{path}.weight" in missing:
@@ -241,11 +319,12 @@ def load_backbone(name: str, num_heads: int = 1) -> tuple[PreTrainedModel, PreTr
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     tokenizer.chat_template = closing_template(tokenizer)
-    tokenizer.padding_side = "right"
     return model, tokenizer
 
 
 def fit_length(max_length: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """`max_length`, or what the model has positions for."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or max_length + 2
+    config = model.config.get_text_config()
+    told = [getattr(config, name, None) or 0 for name in POSITIONS]
+    positions = next((one for one in told if one > 0), max_length + 2)
     return min(max_length, positions - _position_offset(model), tokenizer.model_max_length)

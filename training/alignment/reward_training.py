@@ -211,8 +211,12 @@ class _Training:
         if self.device.type == "cpu" and computes_in_bfloat16(config.precision, self.device):
             round_products(model)
         if config.gradient_checkpointing:
-            model.activation_checkpointing_enable()
+            try:
+                model.activation_checkpointing_enable()
+            except ValueError as error:
+                raise ConfigError(f"gradient_checkpointing: {error}") from error
         if self.is_sharded:
+            net.is_one_pass = True
             shard(net, self.device.type, num_processes)
         self.parallel_net = net if self.is_sharded else self.accelerator.prepare_model(net)
         self.mean_weight = sum(item.weight for item in self.items.items) / len(self.items.items)
@@ -281,14 +285,19 @@ class _Training:
     def _loss(self, items: Sequence[Item]) -> Tensor:
         """The weighted sum of the losses of items that go through the model in one row."""
         row = build_row([item.bundle for item in items], self.net.packing, self.device)
-        self.num_real, self.num_computed = self.num_real + row.num_tokens, self.num_computed + row.input_ids.numel()
+        self.num_real += row.num_tokens
+        self.num_computed += row.num_tokens if self.net.packing == Packing.ALONE else row.input_ids.numel()
         with self._autocast():
             rewards = self.parallel_net(row)
         return judge(self.likelihood, rewards, items)
 
     def _set_mode(self, *, is_training: bool) -> None:
         """Modules behave as in training only where that makes a difference: for dropout and checkpointing."""
-        if self.config.dropout or self.config.gradient_checkpointing:
+        if self.config.gradient_checkpointing:
+            for module in self.net.model.modules():
+                if hasattr(module, "gradient_checkpointing"):
+                    module.training = is_training  # but not what is in it: models name dropouts as they like
+        if self.config.dropout:
             self.net.model.train(is_training)
             if is_training:
                 place = self.step * self.accelerator.num_processes + self.accelerator.process_index
@@ -389,16 +398,14 @@ class _Training:
         save_training_state(folder, self.optimizer, self.scheduler, state)
 
     def _resume(self) -> None:
-        newest = self.run_dir.latest_checkpoint()
-        if newest is None:
-            return
-        folder, state = newest
-        weights = load_file(folder / "weights.safetensors")
-        load_training_state(self.trained, self.optimizer, weights, read_optimizer_state(folder))
-        self.scheduler.load_state_dict(read_schedule(folder))
-        self.step = self.saved_step = state["step"]
-        for name in STATE:
-            setattr(self, name, state[name])
+        if newest := self.run_dir.latest_checkpoint():
+            folder, state = newest
+            weights = load_file(folder / "weights.safetensors")
+            load_training_state(self.trained, self.optimizer, weights, read_optimizer_state(folder))
+            self.scheduler.load_state_dict(read_schedule(folder))
+            self.step = self.saved_step = state["step"]
+            for name in STATE:
+                setattr(self, name, state[name])
         if self.accelerator.is_main_process:
             self.run_dir.truncate_metrics(self.step, "train")
             self.run_dir.truncate_metrics(self.validated_step, "validation")
@@ -482,11 +489,14 @@ def computes_in_bfloat16(precision: str, device: torch.device) -> bool:
 
 
 def flip_rate_of_repeats(train: Sequence[RankedResponses]) -> dict[str, Any] | None:
-    """What judgments of the same pairs by several annotators tell about flips; nothing where they are too few."""
+    """What judgments of the same pairs by several annotators tell about flips; nothing where they are too few.
+
+    Of two responses with the same text nobody can tell which was preferred.
+    """
     wins: dict[tuple[str, str, str, str], int] = Counter()
     votes: dict[tuple[str, str, str, str], int] = Counter()
     for ranked in train:
-        if len(ranked.responses) == PAIR and ranked.is_decided:
+        if len(ranked.responses) == len({*ranked.responses}) == PAIR and ranked.is_decided:
             first, second = sorted(ranked.responses)
             pair = (prompt_key(ranked.prompt), ranked.aspect, first, second)
             votes[pair] += 1

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.alignment.config import RunConfig, config_from_dict, config_to_dict
+from training.alignment.config import ConfigError, RunConfig, config_from_dict, config_to_dict
 
 PACKAGES = (
     "torch",
@@ -88,11 +88,16 @@ class RunDir:
 
         Raises:
             FileNotFoundError: there is none.
-            ConfigError: it names an unknown kind or field, or holds a value that the field does not take.
+            ConfigError: it is damaged, names an unknown kind or field, or holds a value that the field does not take.
         """
-        told = _read_json(self.path / "run.json")
+        try:
+            told = _read_json(self.path / "run.json")
+        except ValueError as error:
+            raise ConfigError(f"run.json: {error}") from error
         if told is None:
             raise FileNotFoundError(f"there is no {self.path / 'run.json'}")
+        if not (isinstance(told, dict) and isinstance(told.get("kind"), str) and isinstance(told.get("config"), dict)):
+            raise ConfigError('run.json: must hold {"kind": text, "config": object}')
         return config_from_dict(told["kind"], told["config"])
 
     def resolve(self, name: str) -> Path:
@@ -138,9 +143,19 @@ class RunDir:
                 if number >= skip and line.endswith("\n"):
                     yield json.loads(line)
 
-    def truncate_metrics(self, step: int, phase: str) -> None:
-        """After a resume: drop the lines of `phase` beyond `step`, which are about to be written again."""
-        kept = [line for line in self.read_metrics() if line["phase"] != phase or line["step"] <= step]
+    def truncate_metrics(self, step: int, phase: str, after: float | None = None) -> None:
+        """Before a resume: drop the lines of `phase` beyond `step`, which are about to be written again.
+
+        Args:
+            after: the progress of the whole run beyond which lines are meant, where several parts of it log `phase`.
+        """
+        if not self.metrics.exists():
+            return
+        kept = [
+            line
+            for line in self.read_metrics()
+            if line["phase"] != phase or line["step"] <= step or (after is not None and line["progress"] <= after)
+        ]
         write_whole(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write_result(self, result: dict[str, Any]) -> None:
@@ -186,6 +201,21 @@ class RunDir:
         for folder in self.checkpoints():
             return folder, json.loads((folder / "state.json").read_text(encoding="utf-8"))
         return None
+
+
+def name_to_show(model: str) -> str:
+    """An id as it is; of a folder its last two names, as where it lies is nobody's business."""
+    path = Path(model)
+    return "/".join(path.parts[-2:]) if path.is_absolute() else model
+
+
+def require_model(name: str) -> None:
+    """
+    Raises:
+        ConfigError: it is no folder, and written as no Hugging Face id is.
+    """
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise ConfigError(f"there is no model at {name}")
 
 
 def seal(folder: Path) -> None:

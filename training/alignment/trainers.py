@@ -25,7 +25,7 @@ from training.alignment.reward_model import agree
 from training.alignment.run_dir import Interrupted, RunDir, StopFlag
 from training.alignment.weights import load_training_state, training_state
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, VALIDATION = "model.safetensors", "validation"
 POOL = 16  # optimizer steps whose examples are sorted by length together
 LOGGED = ("loss", "learning_rate", "accuracy", "margin")
 
@@ -78,8 +78,9 @@ class RunDirTrainer(Trainer):
     def train_from_newest(self, phase: str) -> None:
         """From the newest checkpoint, or from the beginning; lines of `phase` that are to be written again are gone."""
         newest = self.run_dir.latest_checkpoint()
-        if newest and self.is_world_process_zero():
-            self.run_dir.truncate_metrics(newest[1]["step"], phase)
+        if self.is_world_process_zero():
+            for one in (phase, VALIDATION):
+                self.run_dir.truncate_metrics(newest[1]["step"] if newest else 0, one)
         self.accelerator.wait_for_everyone()  # all have read before one writes
         self.train(resume_from_checkpoint=str(newest[0]) if newest else None)
 
@@ -90,10 +91,9 @@ class RunDirTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         optimizer, scheduler = self._loop()
         weights, state = training_state(self.policy, optimizer)  # all processes must ask
-        once = {name for name, _ in self.policy.named_parameters()}  # a weight that is shared has several names
 
         def write(folder: Path) -> None:
-            save_file({name: one.contiguous() for name, one in weights.items() if name in once}, folder / WEIGHTS)
+            save_file({name: one.contiguous() for name, one in weights.items()}, folder / WEIGHTS)
             self.state.save_to_json(str(folder / "trainer_state.json"))
             save_training_state(folder, optimizer, scheduler, state)
 
@@ -163,7 +163,7 @@ class Report(TrainerCallback):
         if "loss" in logs:
             self.run_dir.log(step=state.global_step, phase=self.stage.phase, progress=progress, **self.values(logs))
         elif "eval_loss" in logs:
-            self.run_dir.log(step=state.global_step, phase="validation", progress=progress, loss=logs["eval_loss"])
+            self.run_dir.log(step=state.global_step, phase=VALIDATION, progress=progress, loss=logs["eval_loss"])
 
     def values(self, logs: dict[str, float]) -> dict[str, float]:
         """What is written of a step."""

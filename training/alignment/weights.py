@@ -85,9 +85,10 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def training_state(module: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What is trained, by name, and the optimizer's state of it, whole, on the CPU. All processes must ask."""
+    """What is trained, by one name each, and the optimizer's state of it, whole, on the CPU. All processes must ask."""
     weights, state = get_state_dict(module, optimizer, options=TRAINED)
-    return dict(weights), dict(state)  # type: ignore[arg-type]
+    once = {name for name, _ in module.named_parameters()}  # a weight that is shared has several names
+    return {name: weight for name, weight in weights.items() if name in once}, dict(state)  # type: ignore[misc]
 
 
 def load_training_state(

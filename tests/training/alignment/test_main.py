@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer, BigBirdConfig
 
 from tests.training.alignment.material import write_length_world, write_rankings
 from tests.training.alignment.processes import run_by_two
@@ -117,9 +118,9 @@ def test_a_failure_is_told_in_words(tmp_path, llama_folder, capsys):
 
     assert run(run_dir, StopFlag()) == 1
 
-    message = f"[Errno 2] No such file or directory: '{tmp_path}/nowhere.jsonl'"
-    assert run_dir.read_error() == {"type": "FileNotFoundError", "message": message}
-    assert capsys.readouterr().err == f"FileNotFoundError: {message}\n"
+    message = f"preferences: {tmp_path}/nowhere.jsonl: No such file or directory"
+    assert run_dir.read_error() == {"type": "ConfigError", "message": message}
+    assert capsys.readouterr().err == f"ConfigError: {message}\n"
 
 
 def test_a_second_attempt_forgets_the_first_ones_error(prepare):
@@ -133,15 +134,13 @@ def test_a_second_attempt_forgets_the_first_ones_error(prepare):
     assert run_dir.read_error() is None
 
 
-@pytest.mark.parametrize(
-    ("written", "kind"), [('{"kind": "dance", "config": {}}', "ConfigError"), ('{"kind": ', "JSONDecodeError")]
-)
-def test_a_run_that_is_told_nonsense_says_so(tmp_path, written, kind):
+@pytest.mark.parametrize("written", ['{"kind": "dance", "config": {}}', '{"kind": '])
+def test_a_run_that_is_told_nonsense_says_so(tmp_path, written):
     (tmp_path / "run.json").write_text(written)
 
     assert run(RunDir(tmp_path), StopFlag()) == 1
 
-    assert RunDir(tmp_path).read_error()["type"] == kind
+    assert RunDir(tmp_path).read_error()["type"] == "ConfigError"
 
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
@@ -262,6 +261,25 @@ def test_two_processes_learn_what_one_does(prepare, start, tmp_path):
     weights, others = (load_file(run_dir.model / "model.safetensors") for run_dir in (one, two))
     for name in weights:
         torch.testing.assert_close(weights[name], others[name], atol=1e-3, rtol=0)
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_model_with_weights_that_no_reward_is_read_from(prepare, tmp_path, gpt2_folder):
+    """BigBird has a pooler, which its classifier leaves alone."""
+    tokenizer = AutoTokenizer.from_pretrained(gpt2_folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    special = {"vocab_size": len(tokenizer), "pad_token_id": 0, "eos_token_id": tokenizer.eos_token_id}
+    backbone = tmp_path / "backbone"
+    AutoModel.from_config(BigBirdConfig(attention_type="original_full", **sizes, **special)).save_pretrained(backbone)
+    tokenizer.save_pretrained(backbone)
+    values = {"backbone": str(backbone), "num_epochs": 0.5, "batch_size": 8}
+    one, two = prepare("one", **values), prepare("two", **values, num_processes=2)
+
+    assert run(one, StopFlag()) == 0
+    assert run_by_two(two) == 0
+
+    for alone, together in zip(curve(one), curve(two), strict=True):
+        assert together == pytest.approx(alone, abs=1e-4)
 
 
 @pytest.mark.slow

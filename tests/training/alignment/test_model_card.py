@@ -33,12 +33,19 @@ def test_the_card_tells_data_figures_use_and_biases():
         "rewards and lengths correlate by 0.700 (0.600 to 0.800).",
         "Where people preferred the shorter response it agrees with them in 0.700 (0.600 to 0.800).",
         "## Use",
+        "The temperature was not fitted",
+        "- from: `base`",
         "- learned flip rate: 0.21",
         "- learned davidson odds: 0.5 for 2",
         "- learned temperatures: 0.5 to 2 over 2 annotators",
     ):
         assert told in card
     assert "Expected calibration error" not in card
+    calibrated = model_card(
+        RewardModelConfig(backbone="/somewhere/base/model"), RESULT | {"temperature": 1.5}, REPORT, ""
+    )
+    assert "was not fitted" not in calibrated
+    assert "- from: `base/model`" in calibrated
 
 
 def test_a_card_without_figures_says_so():

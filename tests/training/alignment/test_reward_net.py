@@ -1,14 +1,23 @@
 import math
+import types
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, BartConfig, LlamaConfig, T5Config
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BartConfig,
+    LlamaConfig,
+    MptConfig,
+    T5Config,
+    XLNetConfig,
+)
 
 from training.alignment.config import ConfigError
 from training.alignment.packing import Packing, Row, build_row, bundle
 from training.alignment.reward_model import RewardModel
-from training.alignment.reward_net import RewardNet, load_backbone
+from training.alignment.reward_net import RewardNet, fit_length, load_backbone, load_classifier
 
 ENCODER_DECODERS = {
     "bart": BartConfig(
@@ -73,6 +82,54 @@ def test_a_classifier_that_is_read_at_the_end_token_gets_padded_batches(name):
     assert net(row(texts, Packing.PADDED))[:, 0].tolist() == pytest.approx(alone, abs=1e-5)
 
 
+def test_texts_with_unlike_numbers_of_end_tokens_are_read_as_they_are_alone():
+    """A conversation has the token after each response, and BART takes no batch of unlike numbers of them."""
+    for config in ENCODER_DECODERS.values():
+        model = AutoModelForSequenceClassification.from_config(config)
+        end = model.config.eos_token_id
+        texts = [[7, 8, 9, end], [7, 8, end, 10, 11, end], [9, end]]
+
+        net = RewardNet(model)
+
+        alone = [model(input_ids=torch.tensor([text])).logits.item() for text in texts]
+        assert net(row(texts, net.packing))[:, 0].tolist() == pytest.approx(alone, abs=1e-5)
+        net.is_one_pass = True
+        with pytest.raises(ConfigError, match=r"^sharding: .* reads texts one by one"):
+            net(row(texts, net.packing))
+
+
+def test_a_model_that_reads_padding_gets_each_text_alone():
+    config = XLNetConfig(vocab_size=60, d_model=16, n_layer=2, n_head=2, d_inner=32, num_labels=1, pad_token_id=0)
+    model = AutoModelForSequenceClassification.from_config(config)
+    texts = [[7, 8, 9], [7, 8, 9, 10, 11, 12, 13], [9, 10]]
+
+    net = RewardNet(model)
+
+    assert net.packing == Packing.ALONE
+    alone = [model(input_ids=torch.tensor([text])).logits.item() for text in texts]
+    assert net(row(texts, Packing.ALONE))[:, 0].tolist() == pytest.approx(alone, abs=1e-6)
+    with pytest.raises(ConfigError, match=r"^packing: XLNetForSequenceClassification gives other rewards .* padded$"):
+        RewardNet(model, Packing.PADDED)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_hides_no_packing_that_gives_other_rewards(dtype):
+    """MPT tells positions by a bias of its own, which packing overlooks; rewards are far from 0 and near each other."""
+    torch.manual_seed(0)
+    config = MptConfig(
+        vocab_size=60, d_model=16, n_heads=2, n_layers=2, max_seq_len=64, expansion_ratio=2, num_labels=1
+    )
+    model = AutoModelForSequenceClassification.from_config(config).to(dtype)
+    with torch.no_grad():
+        model.score.weight.mul_(1e-2)
+        model.score.weight[:, 0] += 1.0  # the last layer's norm has mean 0
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+
+    assert RewardNet(model).packing == Packing.PADDED
+    assert all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
+    assert {weight.dtype for weight in model.parameters()} == {dtype}
+
+
 def test_a_model_that_gives_no_rewards_to_try_gets_padded_batches():
     model = AutoModelForSequenceClassification.from_config(ENCODER_DECODERS["bart"])
     model.config.eos_token_id = 70  # which it has no place for
@@ -102,6 +159,47 @@ def test_where_positions_go_by_the_longest_in_the_row_texts_are_not_packed(rope,
     if packing == Packing.PADDED:
         with pytest.raises(ConfigError, match=r"^packing: LlamaForSequenceClassification gives other rewards"):
             RewardNet(model, Packing.SHARED, max_length)
+        net = RewardNet(model, max_length=max_length)
+        texts = [[*range(3, 3 + size)] * 4 for size in (2, 33, 5, 40)]
+        alone = [model(input_ids=torch.tensor([text])).logits.item() for text in texts]
+        assert net(row(texts, net.packing))[:, 0].tolist() == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [(MptConfig(max_seq_len=64), 64), (XLNetConfig(), 1000), (LlamaConfig(max_position_embeddings=128), 128)],
+)
+def test_the_most_tokens_are_as_many_as_the_model_has_places_for(config, expected, gpt2_folder):
+    tokenizer = AutoTokenizer.from_pretrained(gpt2_folder)
+    model = types.SimpleNamespace(config=config, base_model=None)
+
+    assert fit_length(1000, model, tokenizer) == expected
+
+
+def test_a_model_whose_rewards_are_no_numbers_is_refused(untrained_folder):
+    model = AutoModelForSequenceClassification.from_pretrained(untrained_folder)
+    torch.nn.init.constant_(model.score.weight, math.nan)
+
+    with pytest.raises(ConfigError, match=r"gives rewards that are no finite numbers$"):
+        RewardNet(model)
+
+
+@pytest.mark.parametrize("name", ["/none/there", "../none", "a/b/c"])
+def test_a_path_that_leads_nowhere_is_told(name):
+    for load in (load_backbone, load_classifier):
+        with pytest.raises(ConfigError, match=rf"^there is no model at {name}$"):
+            load(name)
+
+
+def test_a_text_that_is_too_long_loses_its_beginning_in_other_programs_too(untrained_folder):
+    tokenizer = AutoTokenizer.from_pretrained(untrained_folder)
+
+    whole, cut = (
+        tokenizer("one two three four")["input_ids"],
+        tokenizer("one two three four", truncation=True, max_length=3),
+    )
+
+    assert cut["input_ids"][-1] == whole[-1]
 
 
 def test_dropout_is_off(gpt2_folder):

@@ -9,7 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn.modules.module import register_module_forward_pre_hook
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BartConfig,
+    GPTBigCodeConfig,
+    MPNetConfig,
+    PreTrainedConfig,
+)
 
 from tests.training.alignment.material import StopAt, alone, random_pairs, write_length_world, write_rankings
 from training.alignment.calibration import fit_temperature
@@ -373,6 +381,66 @@ def test_what_memory_is_saved_by_changes_nothing(tmp_path, llama_folder, ranking
 
     for other in curves[1:]:
         assert other == pytest.approx(curves[0], abs=1e-4)
+
+
+def save_backbone(folder: Path, config: PreTrainedConfig, tokenizer_folder: Path) -> Path:
+    """An untrained model with another's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    config.update({"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModel.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_checkpointing_switches_no_dropout_on_by_whatever_name(tmp_path, gpt2_folder, rankings_path):
+    config = GPTBigCodeConfig(n_embd=32, n_layer=2, n_head=2, n_positions=256, attn_pdrop=0.5)
+    backbone = save_backbone(tmp_path / "starcoder", config, gpt2_folder)
+    curves = []
+    for is_checkpointing in (False, True):
+        values = {"gradient_checkpointing": is_checkpointing, "num_epochs": 0.5}
+        config, run_dir = start(tmp_path / str(is_checkpointing), backbone, rankings_path, **values)
+        train_reward_model(config, run_dir, StopFlag())
+        curves.append(losses(run_dir))
+
+    assert curves[1] == pytest.approx(curves[0], abs=1e-5)
+
+
+def test_a_model_that_knows_no_checkpointing_says_so(tmp_path, gpt2_folder, rankings_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    backbone = save_backbone(tmp_path / "mpnet", MPNetConfig(**sizes), gpt2_folder)
+    config, run_dir = start(tmp_path / "run", backbone, rankings_path, gradient_checkpointing=True)
+
+    with pytest.raises(ConfigError, match=r"^gradient_checkpointing: .* does not support"):
+        train_reward_model(config, run_dir, StopFlag())
+
+
+def test_an_encoder_with_a_decoder_learns_and_goes_on_where_it_stopped(tmp_path, gpt2_folder, rankings_path):
+    parts = {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    config = BartConfig(d_model=32, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=256, **parts)
+    backbone = save_backbone(tmp_path / "bart", config, gpt2_folder)
+    config, whole = start(tmp_path / "whole", backbone, rankings_path)
+    expected = train_reward_model(config, whole, StopFlag())
+    config, halting = start(tmp_path / "halting", backbone, rankings_path)
+    with pytest.raises(Interrupted):
+        train_reward_model(config, halting, StopAt(3))
+
+    assert train_reward_model(config, halting, StopFlag()) == expected
+    assert expected["packing"] == "padded"
+    assert curve(halting) == curve(whole)
+
+
+def test_a_run_killed_before_its_first_checkpoint_logs_nothing_twice(tmp_path, llama_folder, rankings_path):
+    config, whole = start(tmp_path / "whole", llama_folder, rankings_path)
+    train_reward_model(config, whole, StopFlag())
+    config, killed = start(tmp_path / "killed", llama_folder, rankings_path)
+    lines = whole.metrics.read_text().splitlines(keepends=True)
+    killed.metrics.write_text("".join(lines[:3]) + lines[3][:9])  # the last one half written
+
+    train_reward_model(config, killed, StopFlag())
+
+    assert curve(killed) == curve(whole)
 
 
 def test_what_length_counts_for_is_left_out_of_the_rewards(tmp_path, llama_folder):

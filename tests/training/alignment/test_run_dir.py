@@ -38,6 +38,14 @@ def test_a_configuration_altered_on_disk_is_checked_again(run_dir):
         run_dir.config()
 
 
+@pytest.mark.parametrize("told", ['{"kind": "evaluate"', "[]", '{"kind": "evaluate"}', '{"kind": 3, "config": {}}'])
+def test_a_damaged_configuration_is_told_as_such(run_dir, told):
+    (run_dir.path / "run.json").write_text(told)
+
+    with pytest.raises(ConfigError, match=r"^run.json: (must hold|Expecting)"):
+        run_dir.config()
+
+
 def test_a_name_is_a_folder_where_there_is_one_and_else_a_hugging_face_id(run_dir, tmp_path):
     (run_dir.path / "backbone").mkdir()
 
@@ -70,6 +78,8 @@ def test_a_resumed_phase_forgets_what_it_is_about_to_write_again(run_dir):
     for step, phase in [(1, "train"), (1, "validation"), (2, "train"), (2, "validation"), (3, "train")]:
         run_dir.log(step=step, phase=phase, progress=0)
 
+    run_dir.truncate_metrics(1, "train", after=0.5)
+    assert len(list(run_dir.read_metrics())) == 5  # those are of an earlier part
     run_dir.truncate_metrics(1, "train")
 
     kept = [(line["step"], line["phase"]) for line in run_dir.read_metrics()]
