@@ -70,6 +70,8 @@ class Slice:
     num_prompts: Any
     log_loss: str
     ece: str
+    kendall_tau: str
+    top_1: str
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ class SliceTable:
     @property
     def is_open(self) -> bool:
         return len(self.rows) <= MAX_OPEN_ROWS
+
+    @property
+    def is_whole(self) -> bool:
+        """Its rows are of whole rankings, not of parts of some."""
+        return any(row.kendall_tau for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -244,6 +251,8 @@ def _slice(one: dict[str, Any], scale: Scale) -> Slice:
         num_prompts=one.get("num_prompts", ""),
         log_loss=number(figure(one.get("log_loss"))),
         ece=share(figure(one.get("ece"))),
+        kendall_tau=number(figure(one.get("kendall_tau"))) if "kendall_tau" in one else "",
+        top_1=share(figure(one.get("top_1"))) if "top_1" in one else "",
     )
 
 
@@ -323,6 +332,7 @@ class Curve:
     plot: plots.Plot | None
     rows: list[dict[str, Any]]
     longer_wins: str
+    left_out: list[dict[str, Any]]
 
 
 def learning_curve(run: TrainingRun) -> Curve | None:
@@ -335,6 +345,7 @@ def learning_curve(run: TrainingRun) -> Curve | None:
         _curve_plot(rows, figure(told.get("longer_wins"))),
         [_curve_row(row) for row in rows],
         share(figure(told.get("longer_wins"))),
+        dicts(told.get("left_out")),
     )
 
 

@@ -501,8 +501,10 @@ def test_run_page_shows_what_a_reward_model_is_worth(staff: Client, kind: str):
 
 
 def test_run_page_shows_a_learning_curve(staff: Client):
-    run = leave(make_finished_run(kind="learning_curve"), "curve.json", make_curve())
+    left_out = [{"num_prompts": 4, "seed": 0, "why": "aspect: <b>style</b>"}]
+    run = leave(make_finished_run(kind="learning_curve"), "curve.json", make_curve() | {"left_out": left_out})
     response = staff.get(run_url("change", run))
+    assert "Left out: 4 prompts with seed 0. aspect: &lt;b&gt;style&lt;/b&gt;" in response.content.decode()
     assert "Accuracy rises from 58.2% at 250 judgments to 70.2% at 4,000." in response.content.decode()
     assert inline(response.content) == []
 

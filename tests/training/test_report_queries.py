@@ -92,6 +92,8 @@ def test_report_shows_slices_of_which_there_are_several():
         233,
     )
     assert (plain(first.log_loss), plain(first.ece)) == ("0.580 [0.540, 0.620]", "4.0% [2.0, 6.0]")
+    assert (plain(first.kendall_tau), plain(first.top_1)) == ("0.440 [0.390, 0.490]", "58.0% [53.0, 63.0]")
+    assert [table.is_whole for table in report.slices] == [True] * 4 + [False]
 
 
 def test_report_says_length_bias_in_plain_words():
@@ -206,6 +208,7 @@ def test_learning_curve_is_drawn_over_the_logarithm_of_judgments():
     assert [tick.text for tick in plot.x_ticks] == ["250", "500", "1,000"]
     assert steps[1] - steps[0] == pytest.approx(steps[2] - steps[1], abs=0.2)
     assert len(plot.dots) == 6
+    assert curve.left_out == []
     assert plain(curve.longer_wins) == "58.3% [55.3, 61.3]"
     assert {name: plain(str(value)) for name, value in curve.rows[-1].items()} == {
         "num_judgments": "1000",

@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -132,7 +133,8 @@ def report(
     - log_loss (nats), brier, ece: of sigmoid(margin / temperature) as the probability of an ordered pair; ece over 15
       bins of equally many pairs by the probability of the winner that the model names. It and its interval hold the
       noise of so many pairs, so they are to be held against `ece_if_calibrated`, never against 0.
-    - slices: the same of a part of the pairs; length_difference is relative to the longer response, in characters.
+    - slices: the same of a part of the judgments; length_difference is of a part of the pairs, relative to the longer
+      response, in characters. What is not among the largest MAX_SLICES of a kind is the last one together.
     - length: correlation is Spearman's of reward and length among the responses to one prompt, averaged over prompts;
       partial_correlation, given the human verdict, is that of how far the better response leads in reward and in
       length, over ordered pairs: 0 where length moves rewards no further than it moves people. longer_wins is the
@@ -179,7 +181,7 @@ def report(
         "tie_threshold": threshold,
         "ece_if_calibrated": measures.error_if_calibrated(log_odds),
         "reliability": measures.reliability(log_odds, prompts[ordered.ranking]),
-        "slices": _slices(rankings, ordered, log_odds, prompts, seed),
+        "slices": _slices(by_ranking, ordered, log_odds),
         "length": {"correlation": by_ranking.length_correlation(), **_length(ordered, prompts, seed)},
         "ceiling": _ceiling(rankings, ordered, prompts, seed),
         "comparison": _compare(ordered, log_odds, by_prompt, name, other) if other else None,
@@ -245,16 +247,24 @@ class _Rankings:
     prompts: Ints
     seed: int
 
-    def kendall_tau(self) -> Figure:
-        pairs = self.pairs
-        taus = measures.kendall_tau_b(pairs.ranking, pairs.is_tied, pairs.margins, len(self.rankings))
-        known = np.isfinite(taus)
-        return Clustered(self.prompts[known], self.seed).mean(taus[known], (-1, 1))
+    def kendall_tau(self, chosen: Bools | None = None) -> Figure:
+        """Of all rankings, or of the chosen, (N,)."""
+        known = np.isfinite(self._taus) if chosen is None else np.isfinite(self._taus) & chosen
+        return Clustered(self.prompts[known], self.seed).mean(self._taus[known], (-1, 1))
 
-    def top_1(self) -> Figure:
-        shares = measures.top_1([ranked.groups for ranked in self.rankings], [np.array(own) for own in self.scores])
-        known = np.isfinite(shares)
-        return Clustered(self.prompts[known], self.seed).share(shares[known])
+    def top_1(self, chosen: Bools | None = None) -> Figure:
+        """Of all rankings, or of the chosen, (N,)."""
+        known = np.isfinite(self._bests) if chosen is None else np.isfinite(self._bests) & chosen
+        return Clustered(self.prompts[known], self.seed).share(self._bests[known])
+
+    @cached_property
+    def _taus(self) -> Floats:
+        pairs = self.pairs
+        return measures.kendall_tau_b(pairs.ranking, pairs.is_tied, pairs.margins, len(self.rankings))
+
+    @cached_property
+    def _bests(self) -> Floats:
+        return measures.top_1([ranked.groups for ranked in self.rankings], [np.array(own) for own in self.scores])
 
     def length_correlation(self) -> Figure:
         """Each response counts once for each aspect, however many annotators judged it."""
@@ -282,29 +292,39 @@ def _length(ordered: _Pairs, prompts: Ints, seed: int) -> dict[str, Figure]:
     }
 
 
-def _slices(
-    rankings: Sequence[RankedResponses], ordered: _Pairs, log_odds: Floats, prompts: Ints, seed: int
-) -> dict[str, list[dict[str, Any]]]:
+def _slices(by_ranking: _Rankings, ordered: _Pairs, log_odds: Floats) -> dict[str, list[dict[str, Any]]]:
+    rankings = by_ranking.rankings
+
     def by(names: Sequence[str], names_in_order: Sequence[str] = ()) -> list[dict[str, Any]]:
-        """Of the pairs by the names of their rankings; the largest first where the names have no order."""
-        told = names_in_order or list(dict.fromkeys(names))
+        """By the names of rankings; the largest first where the names have no order."""
+        told = names_in_order or sorted(set(names))
         code = {name: number for number, name in enumerate(told)}
-        return cut(np.array([code[name] for name in names], dtype=np.int64)[ordered.ranking], told, not names_in_order)
+        codes = np.array([code[name] for name in names], dtype=np.int64)
+        sizes = np.bincount(codes[ordered.ranking], minlength=len(told))
+        numbers = np.flatnonzero(sizes)
+        if not names_in_order:
+            numbers = numbers[np.argsort(-sizes[numbers], kind="stable")]
+        found = [whole(told[number], codes == number) for number in numbers[:MAX_SLICES]]
+        if others := numbers[MAX_SLICES:].tolist():
+            found.append(whole(f"{len(others)} others", np.isin(codes, others)))
+        return found
 
-    def cut(codes: Ints, names: Sequence[str], is_by_size: bool = False) -> list[dict[str, Any]]:
-        sizes = np.bincount(codes, minlength=len(names))
-        numbers = np.argsort(-sizes, kind="stable")[:MAX_SLICES] if is_by_size else np.arange(len(names))
-        return [one(names[number], codes == number) for number in numbers if sizes[number]]
+    def whole(name: str, chosen: Bools) -> dict[str, Any]:
+        """Of the chosen rankings."""
+        figures = {"kendall_tau": by_ranking.kendall_tau(chosen), "top_1": by_ranking.top_1(chosen)}
+        return part(name, chosen[ordered.ranking]) | figures
 
-    def one(name: str, chosen: Bools) -> dict[str, Any]:
+    def part(name: str, chosen: Bools) -> dict[str, Any]:
+        """Of the chosen pairs."""
         own = log_odds[chosen]
-        by_prompt = Clustered(prompts[ordered.ranking[chosen]], seed)
+        by_prompt = Clustered(by_ranking.prompts[ordered.ranking[chosen]], by_ranking.seed)
         return {
             "name": name,
             "num_pairs": len(own),
             "num_prompts": by_prompt.num_clusters,
             "accuracy": by_prompt.share(measures.right(own)),
             "log_loss": by_prompt.mean(measures.log_losses(own)),
+            "brier": by_prompt.mean(measures.brier_scores(own), (0, 1)),
             "ece": measures.calibration_error(by_prompt, own),
             "ece_if_calibrated": measures.error_if_calibrated(own),
         }
@@ -319,7 +339,11 @@ def _slices(
         "strength": by(
             [STRENGTHS.get(ranked.strength or 0, NOT_TOLD) for ranked in rankings], [*STRENGTHS.values(), NOT_TOLD]
         ),
-        "length_difference": cut(buckets, LENGTH_BUCKET_NAMES),
+        "length_difference": [
+            part(name, buckets == number)
+            for number, name in enumerate(LENGTH_BUCKET_NAMES)
+            if (buckets == number).any()
+        ],
     }
 
 

@@ -1,11 +1,13 @@
 """What more judgments are worth: the held-out accuracy of reward models trained on growing parts of the training split.
 
     points/000120-0/    a run directory for each part and seed: 120 training prompts, seed 0; its model is not kept
-    curve.json          {"points": [{"num_judgments", "num_prompts", "seed", "accuracy", "log_loss"}], "longer_wins"}
+    curve.json          {"points": [{"num_judgments", "num_prompts", "seed", "accuracy", "log_loss"}], "longer_wins",
+                        "left_out": [{"num_prompts", "seed", "why"}]}
 
 Parts are of prompts, not of judgments, so that a part is what a smaller project would have collected. They are nested:
 the prompts stand in an order drawn by hashing, and each part is a beginning of it. Every model is validated and tested
-on the same rankings. A point is a whole run of its own; one that is done is not trained again.
+on the same rankings. A point is a whole run of its own; one that is done is not trained again. A part in which, say, an
+aspect is not judged at all is left out, and told; all prompts must be enough.
 """
 
 import dataclasses
@@ -20,7 +22,7 @@ from accelerate import Accelerator
 
 from training.alignment.config import ConfigError, LearningCurveConfig, RewardModelConfig
 from training.alignment.evaluation import REPORT
-from training.alignment.preferences import prompt_key, read_rankings
+from training.alignment.preferences import prompt_key, read_lines, read_rankings
 from training.alignment.reward_model import join_processes
 from training.alignment.reward_training import train_reward_model
 from training.alignment.run_dir import RunDir, StopFlag, write_json, write_whole
@@ -36,8 +38,7 @@ def learning_curve(config: LearningCurveConfig, run_dir: RunDir, stop: StopFlag)
         training prompts with the first seed; "longer_wins", the accuracy of a rule that prefers longer responses.
 
     Raises:
-        ConfigError: there is nothing to train on or nothing to test on, or a point's training refuses; the message then
-            tells of which part.
+        ConfigError: there is nothing to train on or nothing to test on, or training on all prompts refuses.
         Interrupted: `stop` became true.
     """
     accelerator = join_processes()
@@ -51,11 +52,20 @@ def learning_curve(config: LearningCurveConfig, run_dir: RunDir, stop: StopFlag)
         for seed in range(config.seed, config.seed + config.num_seeds)
     ]
     points: list[dict[str, Any]] = []
+    left_out: list[dict[str, Any]] = []
     for num_prompts, seed in plan:
-        kept = in_hash_order(prompts, seed)[:num_prompts]
-        points.append(_Point(config, run_dir, accelerator, kept, seed).train(stop, (len(points), len(plan))))
+        point = _Point(config, run_dir, accelerator, in_hash_order(prompts, seed)[:num_prompts], seed)
+        try:
+            points.append(point.train(stop, (len(points) + len(left_out), len(plan))))
+        except ConfigError as error:
+            if num_prompts == len(prompts):
+                raise
+            left_out.append({"num_prompts": num_prompts, "seed": seed, "why": str(error)})
+            if accelerator.is_main_process:
+                point.clear()
+            continue
         if accelerator.is_main_process:
-            write_json(run_dir.path / CURVE, _curve(points))
+            write_json(run_dir.path / CURVE, {**_curve(points), "left_out": left_out})
     whole = next(point for point in points if point["num_prompts"] == len(prompts))
     return {
         "num_points": len(points),
@@ -92,17 +102,14 @@ class _Point:
         self.accelerator.wait_for_everyone()  # all have looked before one writes
         if found is not None:
             if self.accelerator.is_main_process:
-                self._clear()  # a kill may have come between the result and this
+                self.clear()  # a kill may have come between the result and this
             return found
         config = self._own_config()
         if self.accelerator.is_main_process:
             RunDir.create(self.own.path, config)
             num_judgments = self._write_preferences()
         self.accelerator.wait_for_everyone()
-        try:
-            train_reward_model(config, self.own, stop)
-        except ConfigError as error:
-            raise ConfigError(f"{error} (in the part of {len(self.prompts)} prompts, seed {self.seed})") from error
+        train_reward_model(config, self.own, stop)
         if self.accelerator.is_main_process:
             self._finish(num_judgments, place)
         self.accelerator.wait_for_everyone()
@@ -118,13 +125,12 @@ class _Point:
     def _write_preferences(self) -> int:
         """All but the training rankings of other prompts; how many training rankings that leaves."""
         path, num_judgments, kept = self.run_dir.resolve(self.config.preferences), 0, []
-        with path.open(encoding="utf-8") as lines:
-            for line, ranked in zip(lines, read_rankings(path), strict=True):
-                if ranked.split == "train" and ranked.aspect in self.config.aspects:
-                    if prompt_key(ranked.prompt) not in self.prompts:
-                        continue
-                    num_judgments += 1
-                kept.append(line if line.endswith("\n") else line + "\n")
+        for (_, line), ranked in zip(read_lines(path), read_rankings(path), strict=True):
+            if ranked.split == "train" and ranked.aspect in self.config.aspects:
+                if prompt_key(ranked.prompt) not in self.prompts:
+                    continue
+                num_judgments += 1
+            kept.append(line.decode().rstrip("\n") + "\n")
         write_whole(self.own.path / PREFERENCES, "".join(kept))
         return num_judgments
 
@@ -150,9 +156,9 @@ class _Point:
             log_loss=point["log_loss"]["value"],
         )
         self.own.write_result(point)
-        self._clear()
+        self.clear()
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
         """Of a point only its figures are kept."""
         self.own.remove_checkpoints()
         shutil.rmtree(self.own.model, ignore_errors=True)

@@ -188,7 +188,15 @@ def test_a_report_worked_by_hand():
     }
     for part in found["slices"]["num_responses"]:
         assert part["ece_if_calibrated"] > 0
+    two, three = found["slices"]["num_responses"]
+    assert (two["kendall_tau"]["value"], three["kendall_tau"]["value"]) == (1, pytest.approx(1 / 2))
+    assert (two["top_1"]["value"], three["top_1"]["value"]) == (1, pytest.approx(1 / 2))
+    assert three["brier"]["value"] == pytest.approx(sum((1 - chance) ** 2 for chance in chances[1:]) / 2)
+    assert "kendall_tau" not in found["slices"]["length_difference"][0]  # a list falls into several
     (whole,) = found["slices"]["aspect"]
+    assert {name: whole[name] for name in found["figures"] if name in whole} == {
+        name: figure for name, figure in found["figures"].items() if name != "accuracy_with_ties"
+    }
     assert whole["ece_if_calibrated"] == found["ece_if_calibrated"]
     assert found["length"]["accuracy_shorter_preferred"]["value"] == 0.75
     assert found["length"]["accuracy_longer_preferred"]["value"] == 1.0
@@ -459,7 +467,9 @@ def test_of_many_annotators_the_busiest_are_told():
 
     found = report(rankings, [[1.0, 0.0]] * 130)["slices"]["annotator"]
 
-    assert (len(found), found[0]["name"], found[0]["num_pairs"]) == (50, "a7", 12)
+    assert (len(found), found[0]["name"], found[0]["num_pairs"]) == (51, "a7", 12)
+    assert (found[50]["name"], found[50]["num_pairs"]) == ("10 others", 20)
+    assert sum(part["num_pairs"] for part in found) == 130
 
 
 @pytest.mark.parametrize("scores", [[[1.0]], [[1.0, 2.0, 3.0]], [[1.0, math.nan]], [[1.0, math.inf]], []])

@@ -105,7 +105,7 @@ def test_a_stopped_curve_goes_on_without_training_again_what_is_done(run_dir, tm
     ]
 
 
-def test_a_part_with_nothing_to_learn_from_is_named(run_dir):
+def test_a_part_with_nothing_to_learn_from_is_left_out_and_told(run_dir):
     path = run_dir.path / "one_style.jsonl"
     lines = (run_dir.path.parent / "preferences.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
@@ -114,12 +114,20 @@ def test_a_part_with_nothing_to_learn_from_is_named(run_dir):
     path.write_text("\n".join([*lines, json.dumps({**last, "aspect": "style"})]) + "\n")
     config = dataclasses.replace(run_dir.config(), preferences=str(path), aspect="overall, style")
 
-    with pytest.raises(ConfigError) as refused:
-        learning_curve(config, run_dir, StopFlag())
+    result = learning_curve(config, run_dir, StopFlag())
 
-    assert str(refused.value) == (
-        "aspect: no training ranking of style puts one response above another (in the part of 4 prompts, seed 0)"
-    )
+    curve = read_curve(run_dir)
+    why = "aspect: no training ranking of style puts one response above another"
+    assert curve["left_out"] == [{"num_prompts": size, "seed": 0, "why": why} for size in (4, 8)]
+    assert [point["num_prompts"] for point in curve["points"]] == [16]
+    assert (result["num_points"], result["num_prompts"]) == (1, 16)
+    assert metrics(run_dir)[-1]["progress"] == 1
+    assert not (run_dir.path / "points" / "000004-0" / "preferences.jsonl").exists()
+
+
+def test_what_all_prompts_refuse_is_an_error(run_dir):
+    with pytest.raises(ConfigError, match=r"^aspect: .*style"):
+        learning_curve(dataclasses.replace(run_dir.config(), aspect="overall, style"), run_dir, StopFlag())
 
 
 def test_a_curve_needs_something_to_train_and_to_test_on(run_dir):
