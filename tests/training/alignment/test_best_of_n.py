@@ -265,6 +265,19 @@ def test_intervals_over_prompts_cover_the_true_curve():
 # What is kept
 
 
+def test_what_is_added_to_all_rewards_changes_neither_the_estimated_divergence_nor_the_choices():
+    draw = np.random.default_rng(5)
+    rewards = draw.integers(-2000, 2000, size=(50, 16)) / 1024
+    rewards[:, :2], rewards[:, 3] = rewards[:, 2:3], nan  # the first three are equal
+    shifted = rewards + draw.integers(-500, 500, size=(50, 1))
+
+    for own, other in zip(rewards, shifted, strict=True):
+        assert best_of_n.estimate_kl(other, 8) == best_of_n.estimate_kl(own, 8)
+        assert best_of_n.curve(other, np.arange(16)).tolist()[:15] == best_of_n.curve(own, np.arange(16)).tolist()[:15]
+        assert best_of_n.best_first(other, random.Random(1)) == best_of_n.best_first(own, random.Random(1))
+        assert best_of_n.best_of(other, random.Random(1)) == best_of_n.best_of(own, random.Random(1))
+
+
 def test_best_of_breaks_ties_at_random():
     rng = random.Random(0)
     drawn = Counter(best_of_n.best_of([1.0, 2.0, 2.0, 2.0], rng) for _ in range(3000))

@@ -9,9 +9,10 @@ import pytest
 
 from tests.training.alignment.material import StopAt, write_rankings
 from tests.training.reports import gains, make_combination, names_of
-from training.alignment.combiner import Combiner
+from training.alignment.combiner import Combiner, Recipe
 from training.alignment.combining import _rankings, combine
 from training.alignment.config import COMBINING, CombineConfig, ConfigError, EvaluateConfig
+from training.alignment.ensemble import Standardisation
 from training.alignment.evaluation import evaluate
 from training.alignment.member_config import FormatRule, LengthRule, RepetitionRule, write_member
 from training.alignment.preferences import PromptedResponses, read_rankings
@@ -301,6 +302,28 @@ def test_each_way_of_combining_is_loaded_as_it_was_saved(config, tmp_path, prefe
     found = evaluate(evaluation, RunDir.create(tmp_path / "evaluation", evaluation), StopFlag())
     assert found["accuracy"] == pytest.approx(result["accuracy"])
     assert found["log_loss"] == pytest.approx(result["log_loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "is_changed"),
+    [("mean", False), ("worst_case", True), ("uncertainty_weighted", True), ("median", True)],
+)
+def test_a_combiner_standardises_over_prompts_so_what_a_member_adds_within_one_counts_but_for_the_mean(
+    method, is_changed
+):
+    draw = np.random.default_rng(8)
+    scores = draw.integers(-2000, 2000, size=(100, 4, 4)) / 1024
+    shifted = scores + draw.integers(-8, 9, size=(100, 1, 4))
+    units = Standardisation(means=np.array([3.0, 0.0, -1.0, 0.5]), stds=np.array([0.5, 1.0, 2.0, 4.0]))
+    recipe = Recipe(method, units, np.ones(4, dtype=bool), {"penalty": 0.5}, mean=0.25, std=2.0)
+
+    found, others = (
+        [np.argsort(-recipe.combine(own), kind="stable").tolist() for own in values] for values in (scores, shifted)
+    )
+
+    assert (others != found) == is_changed
+    if is_changed:
+        assert np.mean([one != other for one, other in zip(others, found, strict=True)]) > 0.3
 
 
 def test_what_cannot_be_fitted_costs_the_others_nothing(config, tmp_path, monkeypatch):

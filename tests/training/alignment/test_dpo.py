@@ -73,6 +73,32 @@ def test_a_swapped_judgment_pulls_the_other_way(options):
 
 
 @pytest.mark.parametrize("options", LOSSES)
+def test_what_is_added_to_all_rewards_of_a_prompt_changes_nothing(options):
+    """Nor does what the reference policy takes a prompt's responses for by a factor of all."""
+    draw = torch.Generator().manual_seed(3)
+    groups = [(0, 1), (2, 0, 1), (0, 1, 0)]
+    encoded = dpo.Encoded([1, 2], 1, 0)
+    reference, logprobs = (torch.randint(-4000, 0, (8,), generator=draw).double() / 1024 for _ in range(2))
+
+    def learned(added: torch.Tensor) -> tuple:
+        own = iter((reference + added).tolist())
+        items = [Item((encoded,) * len(one), one, 1.0, tuple(next(own) for _ in one)) for one in groups]
+        asked = logprobs.clone().requires_grad_()
+        loss, margins, is_ordered = Loss(beta=0.5, **options)(asked, items)
+        loss.backward()
+        return loss.item(), asked.grad.tolist(), margins[is_ordered].tolist()
+
+    found = learned(torch.zeros(8))
+    shifted = learned(torch.tensor([700.0] * 2 + [-90.0] * 3 + [4.0] * 3))
+
+    if options.get("lists") == "plackett_luce":  # sums of exponentials are rounded
+        assert shifted[:2] == (pytest.approx(found[0], abs=1e-9), pytest.approx(found[1], abs=1e-9))
+        assert shifted[2] == found[2]
+    else:
+        assert shifted == found
+
+
+@pytest.mark.parametrize("options", LOSSES)
 @pytest.mark.parametrize("groups", [[[0, 1, 2], [2, 0, 1]], [[0, 1, 1], [1, 0, -1]]])
 def test_gradients_are_those_of_finite_differences(options, groups):
     rewards = torch.tensor([[0.3, -0.8, 1.1], [0.2, 0.5, -0.4]], dtype=torch.float64, requires_grad=True)

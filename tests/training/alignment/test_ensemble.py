@@ -129,6 +129,41 @@ def test_what_is_added_to_all_members_is_added_to_the_combination(name):
     assert SYMMETRIC[name](scores + 2.5) == pytest.approx(SYMMETRIC[name](scores) + 2.5, abs=1e-12)
 
 
+def judged_by_the_1024th(num_prompts: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """(B, 4, 4) scores of four responses by four members, which no sum of theirs rounds, and (B, 1, 4) numbers."""
+    generator = np.random.default_rng(7)
+    scores = generator.integers(-2000, 2000, size=(num_prompts, 4, 4)) / 1024
+    return scores, generator.integers(-8, 9, size=(num_prompts, 1, 4)).astype(np.float64)
+
+
+def orders(scores: np.ndarray) -> list[list[int]]:
+    """Each prompt's responses, best first."""
+    return np.argsort(-scores, axis=1, kind="stable").tolist()
+
+
+def test_what_a_member_adds_to_all_its_scores_of_a_prompt_leaves_the_means_ranks():
+    scores, added = judged_by_the_1024th()
+
+    assert orders(mean(scores + added)) == orders(mean(scores))
+
+
+@pytest.mark.parametrize("name", ["worst_case", "variance", "deviation", "median", "ranks", "chebyshev"])
+def test_what_a_member_adds_to_all_its_scores_of_a_prompt_changes_the_other_rules_ranks(name):
+    """Unless all add the same, or scores are standardised within the prompt."""
+    scores, added = judged_by_the_1024th()
+    combine = SYMMETRIC[name]
+    found = orders(combine(scores))
+
+    def within_prompts(values: np.ndarray) -> np.ndarray:
+        return np.stack([Standardisation.fit(own).apply(own) for own in values])
+
+    changed = [one != other for one, other in zip(orders(combine(scores + added)), found, strict=True)]
+    assert np.mean(changed) > 0.3
+    if name != "ranks":  # which are those among other prompts' responses
+        assert orders(combine(scores + added[..., :1])) == found
+    assert orders(combine(within_prompts(scores + added))) == orders(combine(within_prompts(scores)))
+
+
 @every
 def test_a_missing_member_is_left_out_and_nothing_is_made_of_nothing(combine):
     scores = draw(30, 5)

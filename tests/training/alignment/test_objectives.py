@@ -53,6 +53,33 @@ def test_clip_follows_normalisation():
     assert combined(objectives(weights="2, 1", reward_clip=0.5), [[3, 5]]) == [0.5]
 
 
+def test_where_zero_is_decides_what_a_clip_leaves_of_a_prompt():
+    found = Objectives(RlhfConfig(reward_model="one", normalise=False, reward_clip=2.0), BASELINE)
+
+    assert combined(found, [[0.5], [-1.0], [3.0]]) == [0.5, -1.0, 2.0]
+    assert combined(found, [[0.5 + 1], [-1.0 + 1], [3.0 + 1]]) == [1.5, 0.0, 2.0]  # the third leads by less
+    assert combined(found, [[0.5 + 9], [-1.0 + 9], [3.0 + 9]]) == [2.0, 2.0, 2.0]
+
+
+def test_what_is_added_to_the_rewards_of_all_prompts_alike_is_taken_off_before_the_clip():
+    reference, rewards = np.array([[0.0], [2.0], [0.0], [2.0]]), np.array([[0.5], [-1.0], [3.0]])  # mean 1, deviation 1
+    config = RlhfConfig(reward_model="one", reward_clip=1.5)
+
+    found, shifted = (
+        combined(Objectives(config, Baseline.measure(reference + added, [8] * 4)), rewards + added)
+        for added in (0.0, 512.0)
+    )
+
+    assert found == shifted == [-0.5, -1.5, 1.5]
+
+
+def test_a_missing_end_costs_the_same_wherever_zero_is():
+    found = Objectives(RlhfConfig(reward_model="one", normalise=False, end_penalty=0.25), BASELINE)
+
+    for added in (0.0, -512.0):
+        assert combined(found, [[added + 1], [added + 1]], is_ended=[True, False]) == [added + 1, added + 0.75]
+
+
 def test_length_beyond_the_reference_costs_in_proportion_and_a_missing_end_costs():
     found = objectives(weights="1, 0", length_penalty=0.4, end_penalty=0.3)
 

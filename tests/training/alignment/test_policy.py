@@ -501,6 +501,69 @@ def test_missing_reward_teaches_nothing_and_takes_no_part_in_the_others_baseline
     assert advantages(worth.__getitem__) == pytest.approx([*first, 0, 0, 0, 0])
 
 
+SHIFTED = {PROMPTS[0][0]["content"]: 700.0, PROMPTS[1][0]["content"]: -90.0}
+"""What is added to all rewards of a prompt; with rewards by the 1024th no sum of theirs is rounded."""
+
+
+def advantages_of_two_prompts(world: World, folder: Path, algorithm: str, added: dict, **values) -> list[float]:
+    """Of six responses to each, of which one does not end: means, of six or of five others, are rounded."""
+    trainer = world.trainer(algorithm, folder, num_samples=6, num_prompts=2, beta=0.0, **values)
+    worth = dict(zip(RESPONSES, np.random.default_rng(6).integers(-3000, 3000, len(RESPONSES)) / 1024, strict=True))
+
+    def score(prompts) -> np.ndarray:
+        return np.array(
+            [[worth[text] + added.get(one.prompt[0]["content"], 0.0)] for one in prompts for text in one.responses]
+        )
+
+    trainer.rewards.score = score
+    answers = [world.tokens(place) for place in (0, 5, 9, 12, 3, 15, 1, 5, 20, 17, 8, 11)]
+    answers[1], answers[7] = answers[1][:-1], answers[7][:-1]
+    trainer._answer = lambda: answers
+    inputs = [{"prompt": prompt} for prompt in PROMPTS[:2] for _ in range(6)]
+    return trainer._generate_and_score_completions(inputs)["advantages"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "values"),
+    [
+        ("rloo", {}),
+        ("grpo", {}),
+        ("grpo", {"advantage_scale": "none"}),
+        ("rloo", {"end_penalty": 0.375, "length_penalty": 0.25}),
+        ("grpo", {"end_penalty": 0.375, "length_penalty": 0.25}),
+    ],
+    ids=str,
+)
+def test_what_is_added_to_all_rewards_of_a_prompt_changes_no_advantage(world, tmp_path, algorithm, values):
+    found = advantages_of_two_prompts(world, tmp_path, algorithm, {}, **values)
+
+    assert advantages_of_two_prompts(world, tmp_path, algorithm, SHIFTED, **values) == found
+    assert 0 not in found
+    if values.get("end_penalty"):
+        assert advantages_of_two_prompts(world, tmp_path, algorithm, {}) != found
+
+
+def test_clipped_rewards_have_other_advantages_where_something_is_added_to_all_of_a_prompt(world, tmp_path):
+    """Both prompts' are then beyond the limit, where no response is better than another."""
+    found, shifted = (
+        advantages_of_two_prompts(world, tmp_path, "rloo", added, reward_clip=2.0) for added in ({}, SHIFTED)
+    )
+
+    assert 0 not in found
+    assert shifted == [0.0] * 12
+
+
+def test_over_the_deviation_among_all_advantages_see_what_is_added_to_all_rewards_of_a_prompt(world, tmp_path):
+    """Prompts that are far apart make that deviation large, and what is divided by it small."""
+    found, shifted = (
+        np.array(advantages_of_two_prompts(world, tmp_path, "grpo", added, advantage_scale="batch"))
+        for added in ({}, SHIFTED)
+    )
+
+    assert np.abs(shifted).max() < 0.02 * np.abs(found).max()
+    assert np.argsort(shifted).tolist() == np.argsort(found).tolist()
+
+
 def distance(world: World) -> float:
     """From the policy's law to the closed form."""
     return total_variation(world.law(world.policy), optimum(world.law(world.reference), world.worth, BETA))

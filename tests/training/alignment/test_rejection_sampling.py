@@ -208,6 +208,43 @@ def test_pairs_are_kept_as_it_is_told():
     assert kept(RejectionSamplingConfig(keep="pairs", minimum_margin=1.0), *samples) == [("b", "a", 3.0, 1.0)]
 
 
+def shifted_samples() -> tuple[list[dict], list[dict]]:
+    """Rewards by the 1024th, some equal and some missing; and with a number added to all rewards of each prompt."""
+    draw = np.random.default_rng(4)
+    samples, shifted = [], []
+    for number in range(40):
+        rewards = draw.integers(-3, 4, 9) + draw.integers(0, 3, 9) / 1024
+        rewards[number % 9] = math.nan  # the mean of the other eight is exact too
+        one = row(*rewards.tolist(), texts="abcdeefgh") | {"prompt": ask(str(number))}
+        samples.append(one)
+        shifted.append(one | {"rewards": (rewards + int(draw.integers(-500, 500))).tolist()})
+    return samples, shifted
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"num_kept": 3}, {"num_kept": 3, "deduplicate": False}, {"minimum_margin": 2.5}, {"keep": "pairs"}],
+    ids=str,
+)
+def test_what_is_added_to_all_rewards_of_a_prompt_changes_no_choice(values):
+    def texts(samples: list[dict]) -> list[tuple]:
+        """Without the rewards."""
+        found = best_rows(RejectionSamplingConfig(**values), samples, 0)
+        return [tuple(text for text in one.values() if not isinstance(text, float)) for one in found]
+
+    samples, shifted = shifted_samples()
+
+    assert texts(shifted) == texts(samples)
+    assert len(samples) / 4 < len(texts(samples))
+
+
+def test_what_is_added_to_all_rewards_of_a_prompt_counts_for_a_minimum():
+    config = RejectionSamplingConfig(minimum_reward="2")
+
+    assert kept(config, row(1.0, 3.0), row(1.0, 0.0)) == [("b", 3.0)]
+    assert kept(config, row(1.0 - 2, 3.0 - 2), row(1.0 + 2, 0.0 + 2)) == [("a", 3.0)]
+
+
 def test_the_choice_among_equals_follows_from_seed_and_prompt():
     samples = [row(*[1.0] * 6) | {"prompt": ask(str(number))} for number in range(60)]
 
