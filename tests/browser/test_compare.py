@@ -64,6 +64,7 @@ def test_judge_a_pair_by_key(page, start, project):
     assert not Lease.objects.filter(comparison=other).exists()
 
 
+@pytest.mark.slow
 def test_judge_twenty_pairs_by_keyboard_alone(page, start, project):
     comparisons = [make_pair(project) for _ in range(20)]
     start()

@@ -90,7 +90,7 @@ def load_policy(policy: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenize
         policy: a folder or a Hugging Face id, of a whole model or of adapters.
 
     Raises:
-        ConfigError: a path leads nowhere, adapters are not in safetensors, or what they change is not there.
+        ConfigError: adapters are not in safetensors, or what they change is not there.
         OSError: there is no such model.
     """
     model, tokenizer = _load(str(policy))
@@ -328,7 +328,7 @@ def _load(policy: str, above: tuple[str, ...] = ()) -> tuple[PreTrainedModel, Pr
         raise ConfigError(f"{policy} holds adapters of themselves")
     try:
         base, tokenizer = _load(placed(told.parent, name), (*above, here))
-    except (ConfigError, OSError) as error:
+    except OSError as error:
         raise ConfigError(f"{policy} holds adapters of {name}, which is not there: {error}") from error
     if _file_of(policy, TOKENIZER):
         tokenizer = AutoTokenizer.from_pretrained(policy, trust_remote_code=False)

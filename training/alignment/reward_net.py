@@ -270,7 +270,7 @@ def load_classifier(
         num_heads: outputs it should have; by default one, or as many as a reward model of ours has aspects.
 
     Raises:
-        ConfigError: a path leads nowhere, or it is a classifier with other outputs, or of a kind that cannot be one.
+        ConfigError: it is a classifier with other outputs, or of a kind that cannot be one.
         OSError: there is no such model, or none in safetensors.
     """
     if not name:

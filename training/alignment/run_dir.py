@@ -212,10 +212,10 @@ def name_to_show(model: str) -> str:
 def require_model(name: str) -> None:
     """
     Raises:
-        ConfigError: it is no folder, and written as no Hugging Face id is.
+        FileNotFoundError: it is no folder, and written as no Hugging Face id is.
     """
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise ConfigError(f"there is no model at {name}")
+        raise FileNotFoundError(f"there is no model at {name}")
 
 
 def seal(folder: Path) -> None:

@@ -133,10 +133,13 @@ def test_padding_and_company_change_nothing_in_a_packed_model():
     texts = [text for ranking in random_rankings(3) for text in ranking]
     rows = [build_row([bundle(texts, packing)], packing, CPU) for packing in Packing]
 
-    shared, separate, padded = (RewardNet(model, packing)(row) for packing, row in zip(Packing, rows, strict=True))
+    shared, separate, padded, alone = (
+        RewardNet(model, packing)(row) for packing, row in zip(Packing, rows, strict=True)
+    )
 
     torch.testing.assert_close(separate, shared, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(padded, shared, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(alone, shared, atol=1e-5, rtol=1e-5)
 
 
 LAYOUT = Layout([Span(0, (4, 7, 8)), Span(8, (8, 13)), Span(13, (14, 16, 19, 20))])

@@ -83,6 +83,7 @@ def test_a_curve_has_a_point_for_each_part(run_dir):
     assert left == ["metrics.jsonl", "report.json", "result.json", "run.json"]
 
 
+@pytest.mark.slow
 def test_a_stopped_curve_goes_on_without_training_again_what_is_done(run_dir, tmp_path):
     config = dataclasses.replace(run_dir.config(), num_points=2, num_seeds=2)
     whole = RunDir.create(tmp_path / "whole", config)

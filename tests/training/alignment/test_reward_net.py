@@ -187,7 +187,7 @@ def test_a_model_whose_rewards_are_no_numbers_is_refused(untrained_folder):
 @pytest.mark.parametrize("name", ["/none/there", "../none", "a/b/c"])
 def test_a_path_that_leads_nowhere_is_told(name):
     for load in (load_backbone, load_classifier):
-        with pytest.raises(ConfigError, match=rf"^there is no model at {name}$"):
+        with pytest.raises(FileNotFoundError, match=rf"^there is no model at {name}$"):
             load(name)
 
 

@@ -372,6 +372,7 @@ def test_whatever_a_run_is_told_it_learns_and_others_read_its_rewards(tmp_path, 
     assert model.score(pairs) == pytest.approx([(one - model.mean) / model.std for one in raw], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_what_memory_is_saved_by_changes_nothing(tmp_path, llama_folder, rankings_path):
     curves = []
     for values in ({}, {"gradient_checkpointing": True}, {"packing": "separate"}, {"packing": "padded"}):
@@ -443,6 +444,7 @@ def test_a_run_killed_before_its_first_checkpoint_logs_nothing_twice(tmp_path, l
     assert curve(killed) == curve(whole)
 
 
+@pytest.mark.slow
 def test_what_length_counts_for_is_left_out_of_the_rewards(tmp_path, llama_folder):
     preferences = write_length_world(tmp_path / "rankings", 150, ("train",), overall=1.5)
     values = {"length": "control", "num_epochs": 6.0}
@@ -482,6 +484,7 @@ def test_each_aspect_has_its_own_weight_of_length_and_a_run_goes_on_with_them(tm
         assert weights[f"likelihood.{name}"].abs().min() > 0
 
 
+@pytest.mark.slow
 def test_however_rows_are_packed_and_cut_length_is_controlled_alike(tmp_path, llama_folder):
     preferences = write_length_world(tmp_path / "rankings", 40, overall=3.0)
     curves, found = [], []
