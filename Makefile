@@ -35,10 +35,9 @@ node_modules/.package-lock.json: package-lock.json | $(BIN)/pip
 	@PATH="$$PATH:$(CURDIR)/$(BIN)" npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
-# One process more than there are cores: a quarter of the time a test waits for others.
 test: install .venv/.dev
 	@sh tests/system_packages.sh
-	@env -u PLUMBLINE_HOME -u REDIS_URL OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@env -u PLUMBLINE_HOME -u REDIS_URL OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/.dev
 	@$(BIN)/ruff format --check .
