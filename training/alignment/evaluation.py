@@ -21,7 +21,7 @@ from training.alignment import measures
 from training.alignment.config import ConfigError, EvaluateConfig, split_names
 from training.alignment.losses import ranking_loss
 from training.alignment.measures import Bools, Clustered, Figure, Floats, Ints, clustered_interval
-from training.alignment.preferences import ANY, RankedResponses, prompt_key, read_rankings
+from training.alignment.preferences import ANY, STRENGTHS, RankedResponses, prompt_key, read_rankings
 from training.alignment.provenance import prompt_digest, trained_on
 from training.alignment.reward import Reward, Scored, as_json, load_reward, score_cache, told_by, uncached
 from training.alignment.reward_model import CHUNK, RewardModel, join_processes, score_rankings
@@ -31,7 +31,6 @@ SCORES, REPORT = ("scores.jsonl", "other_scores.jsonl"), "report.json"
 MAX_SLICES = 50  # of one kind
 NOT_TOLD = "not told"
 MIN_RESPONSES = 2  # of which a ranking says something
-STRENGTHS = {1: "slightly", 2: "strongly"}
 LENGTH_BUCKETS = (0.1, 0.25, 0.5)
 LENGTH_BUCKET_NAMES = ("up to 10 %", "10 to 25 %", "25 to 50 %", "over 50 %")
 

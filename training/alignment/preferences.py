@@ -27,7 +27,7 @@ from training.alignment.config import KINDS, ConfigError
 
 Messages = Sequence[Mapping[str, str]]
 ROLES = ("system", "user", "assistant", "tool")
-STRENGTHS = (1, 2)
+STRENGTHS = {1: "slightly", 2: "strongly"}
 ANY = "all"
 Row = TypeVar("Row")
 Value = TypeVar("Value")

@@ -97,19 +97,21 @@ class RewardNet(nn.Module):
     def _unpacked(self, row: Row) -> Tensor:
         """Padded sequences: together as far as that changes nothing."""
         assert row.attention_mask is not None
-        sizes = row.attention_mask.sum(1).tolist()
-        is_alone = [self.packing == Packing.ALONE or size > self.unscaled_length for size in sizes]
-        if not any(is_alone) or len(sizes) == 1:
+        num_sequences, width = row.input_ids.shape
+        if num_sequences == 1:
+            return self._padded(row)
+        together: list[int] = []
+        if self.packing != Packing.ALONE and width > self.unscaled_length:
+            sizes = row.attention_mask.sum(1).tolist()
+            together = [place for place, size in enumerate(sizes) if size <= self.unscaled_length]
+        elif self.packing != Packing.ALONE:
             try:
                 return self._padded(row)
             except ValueError:  # BART and T5 want as many EOS tokens in each, and conversations have more than one
-                if len(sizes) == 1:
-                    raise
-                is_alone = [True] * len(sizes)
+                pass
         if self.is_one_pass:
             raise ConfigError(f"sharding: {type(self.model).__name__} reads texts one by one; take none")
-        together = [place for place, is_one in enumerate(is_alone) if not is_one]
-        parts = [together] * bool(together) + [[place] for place, is_one in enumerate(is_alone) if is_one]
+        parts = [together] * bool(together) + [[place] for place in range(num_sequences) if place not in together]
         rewards = torch.cat([self._padded(row.only(part)) for part in parts])
         order = [place for part in parts for place in part]
         return rewards[torch.tensor(order, device=rewards.device).argsort()]

@@ -5,6 +5,9 @@ import math
 import random
 from pathlib import Path
 
+import torch
+from transformers import AutoModel, AutoTokenizer, PreTrainedConfig
+
 from training.alignment.reward_model import RewardModel
 from training.alignment.run_dir import StopFlag
 
@@ -81,3 +84,14 @@ def random_pairs(n: int, seed: int = 0) -> list:
 
 def alone(model: RewardModel, pairs: list) -> list[float]:
     return [model.score([pair])[0] for pair in pairs]
+
+
+def save_backbone(folder: Path, config: PreTrainedConfig, tokenizer_folder: Path) -> Path:
+    """An untrained model with another's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    config.update({"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModel.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer, BigBirdConfig
+from transformers import BigBirdConfig
 
-from tests.training.alignment.material import write_length_world, write_rankings
+from tests.training.alignment.material import save_backbone, write_length_world, write_rankings
 from tests.training.alignment.processes import run_by_two
 from training.alignment.__main__ import EXIT_WAITING, OUT_OF_MEMORY, PROGRAMS, in_words, run
 from training.alignment.config import (
@@ -266,12 +266,9 @@ def test_two_processes_learn_what_one_does(prepare, start, tmp_path):
 @pytest.mark.slow
 def test_two_processes_train_a_model_with_weights_that_no_reward_is_read_from(prepare, tmp_path, gpt2_folder):
     """BigBird has a pooler, which its classifier leaves alone."""
-    tokenizer = AutoTokenizer.from_pretrained(gpt2_folder)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    special = {"vocab_size": len(tokenizer), "pad_token_id": 0, "eos_token_id": tokenizer.eos_token_id}
-    backbone = tmp_path / "backbone"
-    AutoModel.from_config(BigBirdConfig(attention_type="original_full", **sizes, **special)).save_pretrained(backbone)
-    tokenizer.save_pretrained(backbone)
+    config = BigBirdConfig(attention_type="original_full", **sizes)
+    backbone = save_backbone(tmp_path / "backbone", config, gpt2_folder)
     values = {"backbone": str(backbone), "num_epochs": 0.5, "batch_size": 8}
     one, two = prepare("one", **values), prepare("two", **values, num_processes=2)
 

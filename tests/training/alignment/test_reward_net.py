@@ -194,12 +194,10 @@ def test_a_path_that_leads_nowhere_is_told(name):
 def test_a_text_that_is_too_long_loses_its_beginning_in_other_programs_too(untrained_folder):
     tokenizer = AutoTokenizer.from_pretrained(untrained_folder)
 
-    whole, cut = (
-        tokenizer("one two three four")["input_ids"],
-        tokenizer("one two three four", truncation=True, max_length=3),
-    )
+    whole = tokenizer("one two three four")["input_ids"]
+    cut = tokenizer("one two three four", truncation=True, max_length=3)["input_ids"]
 
-    assert cut["input_ids"][-1] == whole[-1]
+    assert cut[-1] == whole[-1]
 
 
 def test_dropout_is_off(gpt2_folder):

@@ -10,16 +10,20 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import (
-    AutoModel,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     BartConfig,
     GPTBigCodeConfig,
     MPNetConfig,
-    PreTrainedConfig,
 )
 
-from tests.training.alignment.material import StopAt, alone, random_pairs, write_length_world, write_rankings
+from tests.training.alignment.material import (
+    StopAt,
+    alone,
+    random_pairs,
+    save_backbone,
+    write_length_world,
+    write_rankings,
+)
 from training.alignment.calibration import fit_temperature
 from training.alignment.config import ConfigError, RewardModelConfig
 from training.alignment.evaluation import measure
@@ -382,17 +386,6 @@ def test_what_memory_is_saved_by_changes_nothing(tmp_path, llama_folder, ranking
 
     for other in curves[1:]:
         assert other == pytest.approx(curves[0], abs=1e-4)
-
-
-def save_backbone(folder: Path, config: PreTrainedConfig, tokenizer_folder: Path) -> Path:
-    """An untrained model with another's tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    config.update({"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        AutoModel.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def test_checkpointing_switches_no_dropout_on_by_whatever_name(tmp_path, gpt2_folder, rankings_path):
