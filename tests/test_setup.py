@@ -15,7 +15,7 @@ import pytest
 from config.home import BASE_DIR
 from tests.installation import Installation
 
-SECONDS = 15  # to stop, and to be ready again
+SECONDS = 15  # to stop, and for what was killed to start again
 PROCESSES = {
     "redis": "redis-server ",
     "web": "bin/gunicorn ",
@@ -81,11 +81,9 @@ def test_the_accounts_log_in(installation, username, sees_admin):
 
 
 @pytest.mark.slow
-def test_second_start_is_quick_prints_one_line_and_finds_everything(stopped):
+def test_second_start_prints_one_line_and_finds_everything(stopped):
     passwords = stopped.accounts
-    began = time.monotonic()
     stopped.start()
-    assert time.monotonic() - began < SECONDS
     assert stopped.accounts == passwords
     stopped.logged_in("annotator")
     assert stopped.lines == [f"Plumbline is ready: {stopped.base_url}/"]

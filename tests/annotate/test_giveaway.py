@@ -1,8 +1,6 @@
-import time
-
 import pytest
 
-from annotate.giveaway import CLUES, MAX_WORDS, giveaway
+from annotate.giveaway import CLUES, MAX_SEARCHED, MAX_WORDS, giveaway
 
 NAMES_ITSELF = {
     "I am ChatGPT.": "I am ChatGPT",
@@ -98,15 +96,11 @@ def test_giveaway_fits_its_field():
     assert len(giveaway("model-" + "4" * 500, "model-" + "4" * 500)) == MAX_WORDS
 
 
-@pytest.mark.parametrize(
-    "text", ["I am an AI " * 9_000, "As an ai by the " * 6_000, "I am " * 20_000, "as an " * 20_000]
-)
-def test_giveaway_is_quick(text):
-    begin = time.process_time()
+@pytest.mark.parametrize("words", ["I am an AI trained by ", "As an ai by the ", "I am ", "as an "])
+def test_giveaway_comes_to_an_end_of_texts_that_always_seem_to_begin_one(words):
+    text = "OpenAI! " + words * (MAX_SEARCHED // len(words))
 
-    giveaway(text + " OpenAI", "gpt-4")
-
-    assert time.process_time() - begin < 1
+    assert giveaway(text, "gpt-4") == ""
 
 
 def test_clues_are_what_lower_case_texts_hold():

@@ -165,12 +165,13 @@ def test_create_run_with_the_same_key_gives_the_same_run():
     assert TrainingRun.objects.count() == 1
 
 
-def test_create_run_stays_queued_when_the_broker_is_away(django_capture_on_commit_callbacks, caplog):
-    started = time.monotonic()
+def test_create_run_stays_queued_when_the_broker_is_away(django_capture_on_commit_callbacks, caplog, monkeypatch):
+    slept = []
+    monkeypatch.setattr("kombu.utils.functional.sleep", slept.append)
     with django_capture_on_commit_callbacks(execute=True):
         run = make_run()
     assert state(run) == ("queued", 0, 0)
-    assert time.monotonic() - started < 1
+    assert sum(slept) == 0  # nobody waits for it
     assert "waits for the sweeper: no broker" in caplog.text
 
 
@@ -412,10 +413,8 @@ def test_execute_run_copies_examples_once(tmp_path):
 
 def test_execute_run_hands_the_run_back_when_its_worker_stops():
     run = make_run(behaviour="wait")
-    started = time.monotonic()
     services.execute_run(run_id=run.pk, should_stop=run.metrics.exists)
     assert state(run) == ("queued", 0, 1)
-    assert time.monotonic() - started < 5
     assert not psutil.pid_exists(run.pid)
 
 
