@@ -11,30 +11,18 @@ response's own numbers, and from nothing that is computed beside it but for roun
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import FloatTensor, Tensor
 from torch.nn.functional import pad
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    DynamicCache,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import DynamicCache, TemperatureLogitsWarper, TopPLogitsWarper
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
-
-from training.alignment.products import usual_products
 
 Progress = Callable[[int, int], None]
 
-ATTENTION = "plumbline_decoding"
 LIVE = 0.75
 """A batch is put together anew when no more than this share of its responses goes on."""
 ROOM = 64  # tokens for which keys and values have room before they are copied
@@ -119,41 +107,17 @@ def decode(
     """
     batch = _Batch(model, ends, temperature, top_p)
     waiting = deque(responses)
-    with _attention_of_single_queries(_base(model)):
-        while waiting or batch.num_live:
-            batch.regroup([waiting.popleft() for _ in range(min(len(waiting), batch_size - batch.num_live))])
-            while batch.num_live > LIVE * len(batch.responses):
-                batch.step()
-            if progress:
-                progress(len(responses) - len(waiting) - batch.num_live, len(responses))
+    while waiting or batch.num_live:
+        batch.regroup([waiting.popleft() for _ in range(min(len(waiting), batch_size - batch.num_live))])
+        while batch.num_live > LIVE * len(batch.responses):
+            batch.step()
+        if progress:
+            progress(len(responses) - len(waiting) - batch.num_live, len(responses))
 
 
 def _base(model: Any) -> Any:
     """The model under adapters."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-@contextmanager
-def _attention_of_single_queries(model: Any) -> Iterator[None]:
-    """On a CPU, leave the products of attention out of what `allow_fast_products` makes faster elsewhere."""
-    usual = model.config._attn_implementation
-    if model.device.type != "cpu" or usual != "sdpa":
-        yield
-        return
-    model.set_attn_implementation(ATTENTION)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(usual)
-
-
-def _attention(*arguments: Any, **options: Any) -> tuple[Tensor, None]:
-    with usual_products():
-        return sdpa_attention_forward(*arguments, **options)
-
-
-AttentionInterface.register(ATTENTION, _attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 class _Layer(DynamicLayer):
