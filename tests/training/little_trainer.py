@@ -99,6 +99,8 @@ def steps(run_dir: RunDir, num_steps: int) -> None:
 def divide(run_dir: RunDir, config: RejectionSamplingConfig) -> None:
     """Rounds of shards, which the policy's name tells what to do, by way of `num_samples` steps."""
     if os.environ.get("RANK", "0") != "0":
+        while not run_dir.read_shards():  # the launcher ends all processes when the first one ends so
+            time.sleep(0.02)
         sys.exit(WAITING)
     for done in range(1, config.num_rounds + 1):
         names = [run_dir.path / f"round_{done}" / f"shard_{shard}.json" for shard in range(config.num_shards)]

@@ -1,6 +1,6 @@
 """The demonstration, aligned: a small policy that writes recipes, a reward model trained on rankings of recipes, and
 both ways to make the policy better, each through the trainer's own process. The rewards on prompts that nobody has
-trained on go up, and so does the recipes' true quality.
+trained on go up, and so does the recipes' true quality. The policy has half the layers of the demonstration's own.
 """
 
 import json
@@ -18,6 +18,7 @@ from annotate.demonstration.quality import quality
 from annotate.demonstration.recipes import demonstration_rows, sft_examples
 from training.alignment.config import RejectionSamplingConfig, RewardModelConfig, RlhfConfig, RunConfig, SftConfig
 from training.alignment.run_dir import RunDir
+from training.alignment.tiny_lm import build_tiny_lm
 
 pytestmark = pytest.mark.slow
 
@@ -61,9 +62,11 @@ def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with rankings, a policy `base` that writes recipes of mixed quality, and the reward model `taste`."""
     folder = tmp_path_factory.mktemp("kitchen")
     write_rankings(folder / "preferences.jsonl")
-    examples = folder / "examples.jsonl"
-    examples.write_text("".join(json.dumps(row) + "\n" for row in sft_examples(seed=0, n=NUM_EXAMPLES)))
-    trained(make(folder, "base", SftConfig(policy="new:tiny", examples="../examples.jsonl", learning_rate=4e-3)))
+    rows = list(sft_examples(seed=0, n=NUM_EXAMPLES))
+    (folder / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = (text for row in rows for text in (*(message["content"] for message in row["prompt"]), row["completion"]))
+    build_tiny_lm(texts, folder / "untrained", num_layers=2)
+    trained(make(folder, "base", SftConfig(policy="../untrained", examples="../examples.jsonl", learning_rate=4e-3)))
     trained(
         make(
             folder,

@@ -51,9 +51,7 @@ def allow_fast_products() -> bool:
     return is_exact
 
 
-def attention(
-    module: nn.Module, query: Tensor, key: Tensor, *arguments: Any, **options: Any
-) -> tuple[Tensor, None]:
+def attention(module: nn.Module, query: Tensor, key: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, None]:
     """That of `transformers` by PyTorch's fused kernel, by whichever products are faster."""
     attend = partial(sdpa_attention_forward, module, query, key, *arguments, **options)
     if query.device.type == "cpu" and (query.shape[2] == 1 or is_short(key)):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, GPT2Config, LlamaConfig
 
-from training.alignment.products import allow_fast_products, round_products
+from training.alignment.products import _fused_attention, allow_fast_products, attention, round_products
 
 SIZES = {"vocab_size": 60, "num_labels": 2, "pad_token_id": 0}
 CONFIGS = {
@@ -30,6 +30,45 @@ def test_fast_products_are_exact_or_not_taken(usual):
     one, other = torch.randn(64, 96), torch.randn(96, 32)
     assert usual.fp32_precision == ("bf16" if is_taken else usual.fp32_precision)
     torch.testing.assert_close((one @ other).double(), one.double() @ other.double(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("num_queries", "num_keys", "products"),
+    [(60, 60, "ieee"), (1, 4000, "ieee"), (1024, 1024, "bf16")],
+    ids=["short", "one query", "long"],
+)
+def test_attention_is_multiplied_forth_and_back_by_what_is_faster(usual, num_queries, num_keys, products):
+    usual.fp32_precision = "bf16"
+    queries = torch.randn(1, 2, num_queries, 32, requires_grad=True)
+    keys, values = (torch.randn(1, 2, num_keys, 32, requires_grad=True) for _ in range(2))
+    found, _ = attention(torch.nn.Module(), queries, keys, values, None, is_causal=False)
+    seen = []
+    _fused_attention(found.grad_fn).register_prehook(lambda gradients: seen.append(usual.fp32_precision))
+
+    for _ in range(2):
+        found.sum().backward(retain_graph=True)
+        assert usual.fp32_precision == "bf16"
+
+    assert seen == [products] * 2
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_short_attention_is_attention(usual, is_causal):
+    queries, keys, values = (torch.randn(2, 3, 50, 16, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    products = queries @ keys.mT / 4
+    allowed = torch.ones(50, 50, dtype=torch.bool).tril() if is_causal else torch.ones(50, 50, dtype=torch.bool)
+    expected = (products.masked_fill(~allowed, -torch.inf).softmax(-1) @ values).transpose(1, 2)
+    expected.pow(2).sum().backward()
+    gradients = [one.grad for one in (queries, keys, values)]
+    allow_fast_products()
+    single = [one.detach().float().requires_grad_() for one in (queries, keys, values)]
+
+    found, _ = attention(torch.nn.Module(), *single, None, is_causal=is_causal)
+    found.pow(2).sum().backward()
+
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+    for one, gradient in zip(single, gradients, strict=True):
+        torch.testing.assert_close(one.grad.double(), gradient, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
