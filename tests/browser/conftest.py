@@ -14,12 +14,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Request, expect, sync_playwright
 from pytest_django.live_server_helper import LiveServer
 
 from annotate.models import Annotator
 from config.home import BASE_DIR
 from tests import factories
+
+expect.set_options(timeout=15_000)
 
 ARGUMENTS = [
     "--headless",
@@ -103,7 +105,7 @@ def opened(browser: Browser, **options: Any) -> Iterator[Page]:
     its answer: else the server would write while the database is emptied for the next test.
     """
     context = browser.new_context(locale="en-GB", **options)
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(30_000)
     page = context.new_page()
     watch = Watch(page)
     page.complaints = watch.complaints

@@ -60,7 +60,7 @@ def expect_saved(page: Page, number: int) -> None:
 
 def wait_until(page: Page, condition: str, argument: Any = None) -> None:
     """Until the script's expression is true. (Playwright's own way needs `eval`, which the page's policy forbids.)"""
-    deadline = time.monotonic() + 8
+    deadline = time.monotonic() + 30
     while not page.evaluate(condition, argument):
         assert time.monotonic() < deadline, condition
         page.wait_for_timeout(30)

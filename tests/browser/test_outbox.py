@@ -74,7 +74,7 @@ def wait_for(page: Page, routes: list[Route]) -> None:
 
 
 def expect_leased(number: int) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while Lease.objects.count() != number and time.monotonic() < deadline:
         time.sleep(0.05)
     assert Lease.objects.count() == number
@@ -347,7 +347,7 @@ def test_a_draft_is_there_in_another_browser(page, start, project, browser, live
 
 
 def expect_draft(name: str, value: str) -> None:
-    deadline = time.monotonic() + 6
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         draft = Draft.objects.first()
         if draft and draft.values.get(name) == value:
@@ -367,7 +367,7 @@ def test_the_lease_is_renewed_while_the_page_is_open(page, start, project):
 
     page.clock.fast_forward("05:01")  # a third of a quarter of an hour
 
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while Lease.objects.filter(expires_at__lte=soon).exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Lease.objects.filter(expires_at__lte=soon).exists()

@@ -40,7 +40,7 @@ def sign_in(page, live_server, project):
 def newcomer(browser):
     """A second browser, of somebody without an account."""
     context = browser.new_context(viewport=LAPTOP, locale="en-GB")
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(30_000)
     page = context.new_page()
     watch = Watch(page)
     yield page
