@@ -15,7 +15,7 @@ import pytest
 from config.home import BASE_DIR
 from tests.installation import Installation
 
-SECONDS = 60  # to stop, and for what was killed to start again
+SECONDS = 15  # to stop, and for what was killed to start again
 PROCESSES = {
     "redis": "redis-server ",
     "web": "bin/gunicorn ",

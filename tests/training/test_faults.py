@@ -86,7 +86,7 @@ def test_worker_told_to_stop_hands_its_run_back_uncounted(scratch: Home):
     run = scratch.make_run("steps", num_steps=30)
     scratch.wait_until(lambda: scratch.num_metrics(run) >= 5)
     worker.send_signal(signal.SIGTERM)
-    worker.wait(30)
+    worker.wait(8)
     assert scratch.state(run) == ("queued", 0, 1)
     assert scratch.trainers(run) == []
     scratch.worker()

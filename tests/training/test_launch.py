@@ -40,7 +40,7 @@ def test_several_processes_work_and_die_together(tmp_path):
     family = launch.psutil.Process(trainer.pid).children(recursive=True)
     trainer.kill()
     assert len(family) == 2
-    _, alive = launch.psutil.wait_procs(family, timeout=60)
+    _, alive = launch.psutil.wait_procs(family, timeout=5)
     assert alive == []
 
 
